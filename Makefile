@@ -1,0 +1,40 @@
+# `make` alone lists the targets. PYTHON chooses the interpreter the environment is built with.
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The stamp is older than the project's requirements whenever those changed: then pip runs again.
+.venv: .venv/.installed  ## Create the environment with the pinned versions
+
+.venv/.installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing quantsr and what it needs into .venv (several minutes the first time)"
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/.installed  ## Quantize the packaged teacher on packaged photographs (a few minutes, CPU)
+	$(BIN)/python train.py
+	@echo "Every run has its own folder in runs/: configuration, artefact, metrics and comparison images."
+	@echo "Other methods, bits and data: $(BIN)/python train.py --help"
+
+test: lint  ## Check the style and run all tests, slow ones too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/.installed  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.installed  ## Put the code into house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove caches and build products; runs/ and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,80 @@
+"""Colour correction: give a super-resolved image the colours of its low-quality input.
+
+Diffusion models drift in colour. Both corrections are those that StableSR (Wang et al., 2023) offers and that
+OSEDiff took over; both are differentiable.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quantsr.errors import UserError
+
+VARIANCE_FLOOR = 1e-5  # keeps a flat channel from dividing by zero
+
+
+def adain(image: Tensor, reference: Tensor) -> Tensor:
+    """Give every channel of ``image`` the mean and standard deviation that it has in ``reference``.
+
+    Args:
+        image: ``(b, c, h, w)``.
+        reference: ``(b, c, h, w)``, here the input enlarged by bicubic interpolation.
+
+    Returns:
+        The corrected image, ``(b, c, h, w)``; values can leave [0, 1].
+    """
+    variance, mean = torch.var_mean(image, dim=(-2, -1), keepdim=True)
+    reference_variance, reference_mean = torch.var_mean(reference, dim=(-2, -1), keepdim=True)
+    gain = ((reference_variance + VARIANCE_FLOOR) / (variance + VARIANCE_FLOOR)).sqrt()
+    return (image - mean) * gain + reference_mean
+
+
+def wavelet(image: Tensor, reference: Tensor, levels: int = 5) -> Tensor:
+    """Keep the details of ``image`` and take everything coarser from ``reference``.
+
+    Args:
+        image: ``(b, c, h, w)``.
+        reference: ``(b, c, h, w)``, here the input enlarged by bicubic interpolation.
+        levels: number of blurs; what is coarser than about ``2 ** levels`` pixels comes from the reference.
+
+    Returns:
+        The corrected image, ``(b, c, h, w)``; values can leave [0, 1].
+    """
+    return image - low_frequencies(image, levels) + low_frequencies(reference, levels)
+
+
+def low_frequencies(image: Tensor, levels: int) -> Tensor:
+    """The coarse part of the a-trous wavelet transform: ever wider binomial blurs, borders replicated.
+
+    Args:
+        image: ``(b, c, h, w)``.
+        levels: number of blurs; blur i has its 3x3 taps ``2 ** i`` pixels apart.
+    """
+    taps = torch.tensor([1.0, 2.0, 1.0], dtype=image.dtype, device=image.device) / 4
+    channels = image.shape[1]
+    kernel = torch.outer(taps, taps).expand(channels, 1, 3, 3)
+    for level in range(levels):
+        step = 2**level
+        padded = F.pad(image, (step, step, step, step), mode="replicate")
+        image = F.conv2d(padded, kernel, groups=channels, dilation=step)
+    return image
+
+
+def fix_color(image: Tensor, reference: Tensor, how: str) -> Tensor:
+    """Correct the colours of ``image`` by those of ``reference``.
+
+    Args:
+        image: ``(b, 3, h, w)`` in [0, 1].
+        reference: ``(b, 3, h, w)`` in [0, 1], the input enlarged to the same size by bicubic interpolation.
+        how: ``none``, ``adain`` or ``wavelet``.
+
+    Raises:
+        UserError: ``how`` is not one of them.
+    """
+    if how == "none":
+        return image
+    if how == "adain":
+        return adain(image, reference)
+    if how == "wavelet":
+        return wavelet(image, reference)
+    raise UserError(f"colour correction '{how}' is unknown: choose none, adain or wavelet")

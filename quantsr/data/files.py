@@ -1,0 +1,130 @@
+"""Images on disk: one file, or a folder in which some files may be broken."""
+
+import logging
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from quantsr.errors import UserError
+
+log = logging.getLogger(__name__)
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+NamedImage = tuple[str, Tensor]
+Skipped = tuple[str, str]
+
+
+class Unusable(Exception):
+    """Why an image file is left out."""
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Read an image file as RGB.
+
+    Returns:
+        (3, H, W) uint8; grayscale is repeated over the channels, transparency dropped, 16-bit gray reduced to
+        8 bits.
+
+    Raises:
+        OSError: if the file is missing or is no readable image.
+    """
+    with Image.open(path) as file:
+        # Cameras store a portrait as a landscape with a note to turn it.
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I;16"):
+            # Pillow's own conversion clips at 255 instead of scaling.
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        pixels = np.array(image.convert("RGB"))
+    return rearrange(torch.from_numpy(pixels), "h w c -> c h w").contiguous()
+
+
+def list_images(root: str | Path, pattern: str = "*") -> list[Path]:
+    """The image files directly inside a folder whose stem matches a glob pattern, `img_2` before `img_10`.
+
+    Raises:
+        UserError: if the folder is missing or no image file in it matches.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"No image folder at {root.absolute()}: put the images there or give the folder that has them.")
+    paths = [
+        path
+        for path in root.iterdir()
+        if path.suffix.lower() in EXTENSIONS and fnmatchcase(path.stem, pattern) and path.is_file()
+    ]
+    if not paths:
+        matching = "" if pattern == "*" else f" whose name matches {pattern!r}"
+        raise UserError(
+            f"No image{matching} in {root.absolute()}: looked for files ending in {' '.join(EXTENSIONS)}, "
+            "not in subfolders."
+        )
+    return sorted(paths, key=natural_key)
+
+
+def read_usable(path: Path, minimum: int = 1) -> Tensor:
+    """`read_image`, with one exception for everything that can be wrong with a file's content.
+
+    Raises:
+        Unusable: if the file is broken or the image has a side under `minimum` pixels.
+    """
+    try:
+        image = read_image(path)
+    # Pillow reports damage as any of these, depending on the format's decoder.
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise Unusable(f"not readable ({error})") from error
+    height, width = image.shape[-2:]
+    if min(height, width) < minimum:
+        raise Unusable(f"{width}x{height} pixels, smaller than {minimum}")
+    return image
+
+
+def read_images(paths: Sequence[Path], minimum: int) -> tuple[list[NamedImage], list[Skipped]]:
+    """Read one file or more, leaving out the broken ones and those with a side under `minimum` pixels.
+
+    Returns:
+        (stem, (3, H, W) uint8) of each image read, and (file name, reason) of each file left out, which is
+        also logged.
+
+    Raises:
+        UserError: if nothing is left.
+    """
+    images, skipped = [], []
+    for path in paths:
+        try:
+            images.append((path.stem, read_usable(path, minimum)))
+        except Unusable as reason:
+            skipped.append((path.name, str(reason)))
+    warn_skipped(skipped)
+    if not images:
+        name, reason = skipped[0]
+        raise UserError(
+            f"None of the {len(paths)} image files looked at in {paths[0].parent.absolute()} can be used: "
+            f"{name} is {reason}."
+        )
+    return images, skipped
+
+
+def read_folder(root: str | Path, minimum: int = 1, pattern: str = "*") -> tuple[list[NamedImage], list[Skipped]]:
+    """`read_images` of `list_images`."""
+    return read_images(list_images(root, pattern), minimum)
+
+
+def warn_skipped(skipped: list[Skipped], shown: int = 10) -> None:
+    """Name the first few skipped files in the log, and count the rest."""
+    for name, reason in skipped[:shown]:
+        log.warning("skipped %s: %s", name, reason)
+    if len(skipped) > shown:
+        log.warning("skipped %d more files", len(skipped) - shown)
+
+
+def natural_key(path: Path) -> list:
+    """Sorting key that compares runs of digits as numbers."""
+    return [(int(part), part) if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name)]

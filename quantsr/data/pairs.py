@@ -1,0 +1,177 @@
+"""Two folders of the same scenes: real low-quality images and their clean versions, as in RealSR."""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from quantsr.data.degradations import to_float
+from quantsr.data.files import Skipped, Unusable, list_images, natural_key, read_usable, warn_skipped
+from quantsr.data.frames import FramesDataModule, corner, cut
+from quantsr.data.splits import split
+from quantsr.errors import UserError
+
+ROLE_SUFFIX = re.compile(r"(_LR\d*|_HR|_LQ|_GT|x\d)$", re.IGNORECASE)
+Match = tuple[str, Path, Path]
+Pair = tuple[str, Tensor, Tensor]
+
+
+class AlignedPairs(Dataset):
+    """Pairs kept decoded in memory, whole or as crops that show the same place.
+
+    Args:
+        pairs: (name, lq (3, h, w) uint8, gt (3, scale * h, scale * w) uint8) of each scene.
+        scale: how many times larger gt is along each side.
+        crop: side of the crop in clean pixels, a multiple of the scale, its place drawn from (seed, number),
+            so that a later visit `number % len` of a pair sees another place; None takes whole images.
+        seed: of the places.
+
+    Raises:
+        UserError: if the crop does not divide by the scale.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], scale: int, crop: int | None = None, seed: int = 0):
+        if crop is not None and (crop < 1 or crop % scale):
+            raise UserError(f"A crop of {crop} pixels does not divide by the scale {scale}.")
+        self.pairs, self.scale, self.crop, self.seed = list(pairs), scale, crop, seed
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        name, lq, gt = self.pairs[number % len(self)]
+        if self.crop is not None:
+            side = self.crop // self.scale
+            top, left = corner(lq, (side, side), np.random.default_rng((self.seed, number)))
+            lq = cut(lq, (top, left), (side, side))
+            gt = cut(gt, (top * self.scale, left * self.scale), (self.crop, self.crop))
+        return {"lq": to_float(lq), "gt": to_float(gt), "name": name}
+
+
+class PairsDataModule(FramesDataModule):
+    """Calibrate on crops of some pairs and validate on others, whole.
+
+    To measure on all pairs, give `validation_share=1`: nothing is left to calibrate on.
+
+    Args:
+        lq: folder of low-quality images.
+        gt: folder of clean images, matched as in `match_folders`.
+        scale: how many times larger gt is along each side; pairs of another ratio are skipped and counted.
+        validation_share: seeded share of the pairs kept for validation.
+        crop: side of the calibration crops in clean pixels.
+        batch_size, num_workers, seed: see `FramesDataModule`.
+    """
+
+    def __init__(
+        self,
+        lq: str | Path,
+        gt: str | Path,
+        scale: int = 4,
+        validation_share: float = 0.2,
+        crop: int = 192,
+        batch_size: int = 4,
+        num_workers: int = 0,
+        seed: int = 0,
+    ):
+        super().__init__(batch_size, num_workers, seed)
+        self.lq, self.gt, self.scale = Path(lq), Path(gt), scale
+        self.validation_share, self.crop = validation_share, crop
+
+    @cached_property
+    def matches(self) -> tuple[list[Match], list[Match]]:
+        """The calibration pairs and the validation pairs, not read yet."""
+        matches, unmatched = match_paths(list_images(self.lq), list_images(self.gt))
+        warn_skipped(unmatched)
+        self.skipped += unmatched
+        if not matches:
+            raise UserError(f"No image of {self.lq.absolute()} has the name of one in {self.gt.absolute()}.")
+        return split(matches, self.validation_share, self.seed)
+
+    def load_calibration(self) -> Dataset:
+        return AlignedPairs(self._read(self.matches[0], "calibration", self.crop), self.scale, self.crop, self.seed)
+
+    def load_validation(self) -> Dataset:
+        return AlignedPairs(self._read(self.matches[1], "validation", minimum=1), self.scale)
+
+    def _read(self, matches: list[Match], purpose: str, minimum: int) -> list[Pair]:
+        pairs, skipped = [], []
+        for name, lq_path, gt_path in matches:
+            try:
+                pairs.append((name, *read_pair(lq_path, gt_path, self.scale, minimum)))
+            except Unusable as reason:
+                skipped.append((name, str(reason)))
+        warn_skipped(skipped)
+        self.skipped += skipped
+        if not pairs:
+            raise UserError(
+                f"No pair of {self.lq.absolute()} and {self.gt.absolute()} is left for {purpose}: "
+                f"{len(skipped)} were skipped, and validation_share is {self.validation_share}."
+            )
+        return pairs
+
+
+def read_pair(lq_path: Path, gt_path: Path, scale: int, minimum: int) -> tuple[Tensor, Tensor]:
+    """Read both images of a pair.
+
+    Raises:
+        Unusable: if one is broken, gt has a side under `minimum` pixels or is not `scale` times the size of
+            lq.
+    """
+    lq, gt = read_usable(lq_path), read_usable(gt_path, minimum)
+    if tuple(gt.shape[-2:]) != tuple(scale * side for side in lq.shape[-2:]):
+        sizes = [f"{image.shape[-1]}x{image.shape[-2]}" for image in (lq, gt)]
+        raise Unusable(f"gt of {sizes[1]} pixels is not {scale} times the size of lq, {sizes[0]}")
+    return lq, gt
+
+
+def match_folders(a: str | Path, b: str | Path) -> list[Match]:
+    """Match the images of two folders by stem.
+
+    Equal stems match, and then stems that differ only in their ending: `x_LR4`, `x_HR`, `x_LQ`, `x_GT`, `xx4`
+    (`ROLE_SUFFIX`).
+
+    Returns:
+        (common stem, path in a, path in b) in natural order. What has no partner is named in the log.
+
+    Raises:
+        UserError: if a folder is missing or empty, nothing matches, or two images of a folder could be meant
+            by one name.
+    """
+    matches, unmatched = match_paths(list_images(a), list_images(b))
+    warn_skipped(unmatched)
+    if not matches:
+        raise UserError(f"No image of {Path(a).absolute()} has the name of one in {Path(b).absolute()}.")
+    return matches
+
+
+def match_paths(a: list[Path], b: list[Path]) -> tuple[list[Match], list[Skipped]]:
+    """`match_folders` of listed files; also returns (file name, reason) of those without a partner."""
+    matches = []
+    # Equal stems first, so that `x_LR4` and `x_HR` in both folders stay apart.
+    for name_of in (_stem, _stem_without_role):
+        common = {name_of(path) for path in a} & {name_of(path) for path in b}
+        matches += [(name, _only(a, name, name_of), _only(b, name, name_of)) for name in common]
+        a = [path for path in a if name_of(path) not in common]
+        b = [path for path in b if name_of(path) not in common]
+    unmatched = [(path.name, f"no partner for {path}") for path in (*a, *b)]
+    return sorted(matches, key=lambda match: natural_key(match[1])), unmatched
+
+
+def _stem(path: Path) -> str:
+    return path.stem
+
+
+def _stem_without_role(path: Path) -> str:
+    return ROLE_SUFFIX.sub("", path.stem)
+
+
+def _only(paths: list[Path], name: str, name_of: Callable[[Path], str]) -> Path:
+    path, *others = (path for path in paths if name_of(path) == name)
+    if others:
+        raise UserError(f"{path.name} and {others[0].name} in {path.parent.absolute()} have the same name: keep one.")
+    return path

@@ -1,0 +1,157 @@
+"""The LightningModule under every method: it runs the method's stages, one after the other, in one ``fit``."""
+
+import math
+from bisect import bisect_right
+from itertools import accumulate
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from quantsr.errors import UserError
+from quantsr.methods.stages import Batch, Stage
+from quantsr.teachers.base import Teacher
+
+
+class StagedModule(LightningModule):
+    """Runs ``stages()`` in one fit: one progress bar, one curve, one checkpoint that resumes inside any stage.
+
+    Subclasses set ``teacher`` and ``model`` (what trains; its tensors that are the teacher's own are not checkpointed) and
+    implement ``stages``. Optimization is manual, with one optimizer a stage; the learning rate is a function of the step, and
+    the data of the step index, so that the optimizers' state and ``step_index`` are all there is to resume from.
+    """
+
+    def __init__(self, teacher: Teacher, model: nn.Module):
+        super().__init__()
+        self.automatic_optimization = False
+        # In a tuple, so that Lightning neither moves, trains nor stores the teacher.
+        self._teacher = (teacher.freeze(),)
+        self.model = model
+        self.step_index = 0
+        self._active: Stage | None = None
+        self._stages: list[Stage] | None = None
+
+    @property
+    def teacher(self) -> Teacher:
+        """The frozen full-precision model."""
+        return self._teacher[0]
+
+    def stages(self) -> list[Stage]:
+        """The method's stages in order. Called once."""
+        raise NotImplementedError
+
+    @property
+    def plan(self) -> list[Stage]:
+        """The stages of this run, those with no steps left out."""
+        if self._stages is None:
+            self._stages = [stage for stage in self.stages() if stage.steps > 0]
+        return self._stages
+
+    @property
+    def steps(self) -> int:
+        """Steps of all stages together."""
+        return sum(stage.steps for stage in self.plan)
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """Stage number and step inside that stage of the run's ``step``."""
+        starts = [0, *accumulate(stage.steps for stage in self.plan)]
+        number = min(bisect_right(starts, step), len(self.plan)) - 1
+        return number, step - starts[number]
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that the next step belongs to (the last one when all is done)."""
+        return self.plan[self.locate(self.step_index)[0]]
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        return [stage.optimizer(stage.parameters, lr=stage.lr) for stage in self.plan if stage.parameters]
+
+    def on_fit_start(self) -> None:
+        self.teacher.to(self.device)
+
+    def _enter(self, stage: Stage) -> None:
+        """Let exactly the stage's parameters train."""
+        self.model.requires_grad_(False)
+        for parameter in stage.parameters:
+            parameter.requires_grad_(True)
+        self._active = stage
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor | None:
+        number, step = self.locate(self.step_index)
+        stage = self.plan[number]
+        if self._active is not stage:
+            self._enter(stage)
+        loss = stage.loss(batch)
+        if loss is not None:
+            self._optimize(stage, step, loss)
+            self.log("loss", loss.detach(), prog_bar=True)
+            self.log(f"loss/{stage.name}", loss.detach())
+        self.step_index += 1
+        if step == stage.steps - 1:
+            stage.finish()
+        return None if loss is None else loss.detach()
+
+    def _optimize(self, stage: Stage, step: int, loss: Tensor) -> None:
+        if not math.isfinite(loss.item()):
+            raise UserError(
+                f"the loss is {loss.item()} in stage {stage.name}, step {step + 1} of {stage.steps}: lower the stage's learning "
+                "rate; the last checkpoint is from before"
+            )
+        trained = [s for s in self.plan if s.parameters]
+        optimizers = self.optimizers()
+        optimizer = optimizers[trained.index(stage)] if isinstance(optimizers, list) else optimizers
+        for group in optimizer.param_groups:
+            group["lr"] = stage.lr * stage.schedule(step / stage.steps)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        if stage.max_norm is not None:
+            nn.utils.clip_grad_norm_(stage.parameters, stage.max_norm)
+        optimizer.step()
+        if step == stage.steps - 1:  # Its moments are not needed again, in memory or in checkpoints.
+            optimizer.zero_grad(set_to_none=True)
+            optimizer.optimizer.state.clear()
+
+    # Checkpoints: what is the teacher's own is left out and comes back from the teacher.
+
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same in a checkpoint and in the run that resumes from it."""
+        return {"method": type(self).__name__, "stages": [[stage.name, stage.steps] for stage in self.plan]}
+
+    def _teacher_keys(self) -> set[str]:
+        own = {id(t) for t in [*self.teacher.parameters(), *self.teacher.buffers()]}
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        return {f"model.{name}" for name, tensor in named if id(tensor) in own}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        shared = self._teacher_keys()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in shared}
+        checkpoint["quantsr"] = {**self.identity(), "step": self.step_index}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_identity(checkpoint, self.identity())
+        self.step_index = checkpoint["quantsr"]["step"]
+        state = self.state_dict()
+        checkpoint["state_dict"] |= {name: state[name] for name in self._teacher_keys()}
+
+
+def check_identity(checkpoint: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another method, other bits or other stages, naming the first difference.
+
+    Raises:
+        UserError: the checkpoint cannot be resumed by this run.
+    """
+    found = checkpoint.get("quantsr")
+    if found is None:
+        raise UserError("ckpt_path is not a checkpoint of this framework: it has no entry 'quantsr'")
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise UserError(
+                f"ckpt_path was written with {key} = {found.get(key)}, this run has {value}: give the options of the first run"
+            )
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A CPU generator at ``seed``."""
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,54 @@
+"""A stage: what trains, against what, for how long. A method is a list of them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+Batch = dict[str, Tensor]
+Schedule = Callable[[float], float]
+
+
+def constant(progress: float) -> float:
+    """Learning-rate factor 1 throughout."""
+    return 1.0
+
+
+def drop_half_way(progress: float) -> float:
+    """Factor 0.2 from the middle of the stage: the milestone after the first of two epochs (PassionSR, section 4.1)."""
+    return 1.0 if progress < 0.5 else 0.2
+
+
+def warm_cosine(progress: float) -> float:
+    """Linear warm-up over the first 2 %, then half a cosine down to 1 % of the learning rate."""
+    return min(1.0, progress / 0.02 + 0.01) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+
+
+@dataclass
+class Stage:
+    """One stage of a run.
+
+    Args:
+        name: shown in the progress bar and in the logs, for example ``denoiser.bounds``.
+        steps: how many batches it takes.
+        loss: the batch's loss; None where a stage only observes (then nothing is trained).
+        parameters: what is trained; everything else is frozen meanwhile.
+        lr: learning rate at schedule factor 1.
+        schedule: learning-rate factor as a function of the stage's progress in [0, 1). A pure function, so that there is
+            nothing to store in a checkpoint.
+        optimizer: builds the optimizer from parameters and ``lr``.
+        max_norm: clip the gradient's norm, None to leave it.
+        finish: called once after the last step.
+    """
+
+    name: str
+    steps: int
+    loss: Callable[[Batch], Tensor | None]
+    parameters: list[nn.Parameter] = field(default_factory=list)
+    lr: float = 0.0
+    schedule: Schedule = constant
+    optimizer: Callable[..., Optimizer] = Adam
+    max_norm: float | None = None
+    finish: Callable[[], None] = lambda: None

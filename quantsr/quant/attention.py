@@ -1,0 +1,201 @@
+"""Attention with both matrix products quantized (PassionSR, section 3.3):
+
+    Qa(q d_qk) Qa(k / d_qk)^T / sqrt(c)   and   Qa(p d_vw) Qa(v / d_vw),   p the softmax
+
+d_qk scales head channels, d_vw keys; both leave the products as they are without quantization.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from quantsr.quant.layer import Mode
+from quantsr.quant.quantizer import Quantizer
+from quantsr.quant.recipe import AttentionRecipe
+
+CHUNK = 2**23
+"""Attention probabilities held at a time (32 MiB in float32): memory grows with the number of tokens, not with its square."""
+
+
+class PairScale(nn.Module):
+    """A scale d for one axis of a product's two factors: a d and b / d.
+
+    Args:
+        alpha: initial d = max|b|^alpha / max|a|^alpha, averaged over calibration batches.
+        size: length of the axis; 0 if it is known only from data (the number of keys), see :meth:`allocate`. A scale meets
+            another length later when images of another size come: it is then resampled linearly (our choice; any positive
+            scale leaves the product as it is).
+        momentum: weight of the past in the running average (PassionSR: 0.1 for the new).
+    """
+
+    def __init__(self, alpha: float, size: int = 0, momentum: float = 0.9):
+        super().__init__()
+        self.alpha, self.momentum = alpha, momentum
+        self.scale = nn.Parameter(torch.full((size,), torch.nan))
+        self.pending: Tensor | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether d is known."""
+        return self.scale.numel() > 0 and not self.scale.isnan().any()
+
+    def allocate(self, size: int) -> None:
+        """Give the scale its length, once."""
+        if not self.scale.numel():
+            self.scale = nn.Parameter(self.scale.new_full((size,), torch.nan))
+
+    def record(self, a: Tensor, b: Tensor) -> None:
+        """Note d for the magnitudes ``(n,)`` of both factors in a calibration batch."""
+        pending = (b.clamp(min=1e-5) / a.clamp(min=1e-5)) ** self.alpha
+        self.pending = resample(pending, self.scale.numel())
+
+    @torch.no_grad()
+    def absorb(self, pending: Tensor) -> None:
+        """Average the d of one batch over all devices, as ``record`` noted it, into the scale."""
+        self.pending = None
+        self.scale.copy_(torch.where(self.scale.isnan(), pending, self.scale.lerp(pending, 1 - self.momentum)))
+
+    def forward(self, size: int) -> Tensor:
+        """d for an axis of ``size``."""
+        return resample(self.scale, size)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        stored = state_dict.get(prefix + "scale")
+        if stored is not None:
+            self.allocate(stored.numel())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def resample(vector: Tensor, size: int) -> Tensor:
+    """``(n,)`` to ``(size,)`` by linear interpolation; itself where the lengths agree."""
+    if vector.numel() == size:
+        return vector
+    return F.interpolate(vector[None, None], size=size, mode="linear", align_corners=False)[0, 0]
+
+
+class QuantizedAttention(nn.Module):
+    """An attention processor for diffusers' ``Attention``, with simulated quantization of both products.
+
+    Args:
+        recipe: how.
+        head_dim: channels of a head.
+
+    Raises:
+        ValueError: per-tensor dynamic ranges, which would need all probabilities at once.
+    """
+
+    def __init__(self, recipe: AttentionRecipe, head_dim: int):
+        super().__init__()
+        if recipe.act.range == "dynamic" and recipe.act.granularity == "tensor":
+            raise ValueError("attention products need static bounds or a dynamic range per token")
+        self.recipe = recipe
+        self.mode: Mode = "quantized"
+        self.query, self.key, self.probability, self.value = (Quantizer(recipe.act, axis=-1) for _ in range(4))
+        smooth = recipe.smoothing is not None
+        self.channel_scale = PairScale(recipe.smoothing, head_dim) if smooth else None
+        self.key_scale = PairScale(recipe.smoothing) if smooth else None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether all its ranges and scales are known."""
+        return all(child.calibrated for child in self.children())
+
+    def forward(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """What diffusers' own processor does around the products: normalization, projections, residual connection."""
+        if attention_mask is not None or attn.spatial_norm is not None:
+            raise ValueError("quantized attention takes no mask and no spatial normalization")
+        residual, spatial = hidden_states, hidden_states.shape[2:] if hidden_states.ndim == 4 else None
+        if spatial is not None:
+            hidden_states = rearrange(hidden_states, "b c h w -> b (h w) c")
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = (
+            rearrange(projected, "b n (heads c) -> b heads n c", heads=attn.heads)
+            for projected in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
+        y = attn.to_out[0](rearrange(self.attend(q, k, v), "b heads n c -> b n (heads c)"))
+        if spatial is not None:
+            y = rearrange(y, "b (h w) c -> b c h w", h=spatial[0])
+        if attn.residual_connection:
+            y = y + residual
+        return y / attn.rescale_output_factor
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(q k^T / sqrt(c)) v for queries ``(b, heads, n, c)``, keys and values ``(b, heads, m, c)``."""
+        if self.key_scale is not None:
+            self.key_scale.allocate(k.shape[-2])
+        if self.mode != "quantized":
+            if self.mode != "full_precision":
+                self._observe(q, k, v)
+            return F.scaled_dot_product_attention(q, k, v)
+        dtype = q.dtype
+        q, k, v, key_scale = self._scaled(q, k, v)
+        q, k, v = self.query(q), self.key(k), self.value(v)
+
+        def weigh(part: Tensor) -> Tensor:
+            p = _softmax(part, k)
+            return self.probability(p if key_scale is None else p * key_scale).to(v.dtype) @ v
+
+        return _by_chunks(weigh, q, k.shape[-2]).to(dtype)
+
+    def _scaled(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """q d_qk, k / d_qk, v / d_vw and d_vw."""
+        if self.channel_scale is None or self.key_scale is None:
+            return q, k, v, None
+        channel, key = self.channel_scale(q.shape[-1]), self.key_scale(k.shape[-2])
+        return q * channel, k / channel, v / key[:, None], key
+
+    @torch.no_grad()
+    def _observe(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        if self.mode == "observe_smoothing":
+            if self.channel_scale is not None and self.key_scale is not None:
+                largest = torch.zeros(k.shape[-2], device=q.device)
+                for part in _chunks(q, k.shape[-2]):
+                    largest = torch.maximum(largest, _softmax(part, k).float().amax((0, 1, 2)))
+                self.channel_scale.record(*(t.float().abs().amax((0, 1, 2)) for t in (q, k)))
+                self.key_scale.record(largest, v.float().abs().amax((0, 1, 3)))
+            return
+        q, k, v, key_scale = self._scaled(q, k, v)
+        for quantizer, x in ((self.query, q), (self.key, k), (self.value, v)):
+            quantizer.record(x)
+        found = []
+        for part in _chunks(q, k.shape[-2]):
+            p = _softmax(part, k)
+            self.probability.record(p if key_scale is None else p * key_scale)
+            found.append(self.probability.pending)
+        if found[0] is not None:
+            self.probability.pending = torch.stack(found).amax(0)
+
+    def extra_repr(self) -> str:
+        return str(self.recipe)
+
+
+def _softmax(q: Tensor, k: Tensor) -> Tensor:
+    """Attention probabilities, normalized in float32."""
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return scores.softmax(-1, dtype=torch.float32)
+
+
+def _chunks(q: Tensor, keys: int) -> tuple[Tensor, ...]:
+    """Queries in pieces whose probabilities number at most about ``CHUNK``."""
+    per_query = q.shape[0] * q.shape[1] * keys
+    return q.split(max(1, CHUNK // per_query), dim=-2)
+
+
+def _by_chunks(function: Callable[[Tensor], Tensor], q: Tensor, keys: int) -> Tensor:
+    """``function`` of every chunk of queries, joined. For the backward pass probabilities are computed again, not kept."""
+    if not torch.is_grad_enabled():
+        return torch.cat([function(part) for part in _chunks(q, keys)], dim=-2)
+    return torch.cat([checkpoint(function, part, use_reentrant=False) for part in _chunks(q, keys)], dim=-2)

@@ -1,0 +1,119 @@
+"""One quantizer: a number format with the state that its range needs.
+
+minmax    bounds as buffers, from calibration data (running average over batches)
+learned   bounds as parameters (learnable boundary quantizer of PassionSR, section 3.2), initialized the same way
+step      the scale as a parameter, its gradient scaled by 1 / sqrt(n qmax) (LSQ, arXiv 1902.08153, eq. 2 to 4)
+dynamic   no state: bounds of the tensor itself, without gradient
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from quantsr.quant.affine import fake_quantize, qparams, quantize, round_through
+from quantsr.quant.parts import extremes, spread
+from quantsr.quant.spec import AffineSpec
+
+
+class Quantizer(nn.Module):
+    """Quantize and dequantize a tensor (simulated: the result is float).
+
+    Args:
+        spec: the number format.
+        sizes: channels of each part along ``axis``; bounds of different parts are independent.
+        axis: the input-channel axis of the tensors to come.
+        rows: output channels, for a weight; 1 for an activation.
+        momentum: weight of the past in the running average of bounds over batches (PassionSR, section 4.1: 0.95).
+    """
+
+    def __init__(
+        self,
+        spec: AffineSpec,
+        sizes: Sequence[int] = (1,),
+        axis: int = 1,
+        rows: int = 1,
+        momentum: float = 0.95,
+    ):
+        super().__init__()
+        self.spec, self.sizes, self.axis, self.momentum = spec, tuple(sizes), axis, momentum
+        self.pending: Tensor | None = None
+        part_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(self.sizes))
+        self.register_buffer("part_of", part_of if len(sizes) > 1 else None, persistent=False)
+        shape = (rows, len(sizes)) if spec.granularity == "channel" else (len(sizes),)
+        self._declare(torch.full(shape, torch.nan))
+        self._last_scale: Tensor | None = None  # Of the call before; only `as_released` looks at it.
+
+    def _declare(self, unknown: Tensor) -> None:
+        """State of the range; nan until calibrated."""
+        if self.spec.range == "learned":
+            self.lower, self.upper = nn.Parameter(unknown.clone()), nn.Parameter(unknown.clone())
+        elif self.spec.range == "minmax":
+            self.register_buffer("lower", unknown.clone())
+            self.register_buffer("upper", unknown.clone())
+        elif self.spec.range == "step":
+            self.scale = nn.Parameter(unknown.clone())
+            self.register_buffer("zero_point", unknown.clone())
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the range is known."""
+        return self.spec.range == "dynamic" or not any(t.isnan().any() for t in self.state_dict().values())
+
+    def record(self, x: Tensor) -> None:
+        """Note the extremes of a calibration batch; :meth:`absorb` takes them into the range."""
+        if self.spec.range != "dynamic":
+            lower, upper = extremes(x, self.spec.granularity, self.axis, self.sizes)
+            # Both as maxima, so that one all-reduce joins the batches of several devices.
+            self.pending = torch.stack([-lower, upper])
+
+    @torch.no_grad()
+    def absorb(self, pending: Tensor) -> None:
+        """Average the extremes of one batch over all devices, as ``record`` noted them, into the range."""
+        self.pending = None
+        lower, upper = -pending[0], pending[1]
+        if self.spec.range == "step":
+            scale, zero_point = qparams(lower, upper, self.spec.qmin, self.spec.qmax, self.spec.symmetric)
+            first = self.scale.isnan()
+            self.scale.copy_(torch.where(first, scale, self.scale.lerp(scale, 1 - self.momentum)))
+            self.zero_point.copy_(zero_point)
+            return
+        for bound, new in ((self.lower, lower), (self.upper, upper)):
+            bound.copy_(torch.where(bound.isnan(), new, bound.lerp(new, 1 - self.momentum)))
+        self._last_scale = (self.upper - self.lower).detach() / self.spec.qmax
+
+    @torch.no_grad()
+    def set_bounds(self, lower: Tensor, upper: Tensor) -> None:
+        """Set the range to [lower, upper], replacing what was there; shapes as in :mod:`quantsr.quant.parts`."""
+        for value in self.state_dict().values():
+            value.fill_(torch.nan)
+        self.absorb(torch.stack([-lower, upper]))
+
+    def qparams(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, broadcastable over ``x``; differentiable in what is learned."""
+        spec = self.spec
+        if spec.range == "step":
+            weight = (max(1, x.numel() // max(1, self.scale.numel())) * spec.qmax) ** -0.5
+            scale = self.scale * weight + (self.scale * (1 - weight)).detach()
+            zero_point = self.zero_point
+        else:
+            dynamic = spec.range == "dynamic"
+            lower, upper = extremes(x, spec.granularity, self.axis, self.sizes) if dynamic else (self.lower, self.upper)
+            scale, zero_point = qparams(lower, upper, spec.qmin, spec.qmax, spec.symmetric)
+            if spec.as_released and spec.range == "learned":
+                zero_point = round_through(-lower / self._last_scale)
+                self._last_scale = scale.detach()
+        return self._spread(scale, x), self._spread(zero_point, x)
+
+    def _spread(self, values: Tensor, x: Tensor) -> Tensor:
+        return spread(values, self.spec.granularity, self.axis, self.part_of, x.ndim)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """The codes of ``x``, whole numbers in float32."""
+        return quantize(x, *self.qparams(x), self.spec.qmin, self.spec.qmax)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fake_quantize(x, *self.qparams(x), self.spec.qmin, self.spec.qmax, self.spec.as_released)
+
+    def extra_repr(self) -> str:
+        return str(self.spec) + (f", parts of {self.sizes}" if len(self.sizes) > 1 else "")

@@ -1,0 +1,94 @@
+"""What is done to a layer, as data: methods and baselines differ by their recipes."""
+
+from dataclasses import dataclass, field, replace
+
+from quantsr.quant.parts import groups, halves
+from quantsr.quant.spec import AffineSpec
+
+
+@dataclass(frozen=True)
+class LayerRecipe:
+    """How one linear layer or convolution is quantized.
+
+    Args:
+        weight, act: number formats of weight and input.
+        smoothing: exponent alpha of a scale per input channel (with a learnable offset, see ``offset``); None for none.
+        offset: whether smoothing has an offset too (LET of PassionSR; QArtSR's phi has none).
+        rotation: rotate the input channels by a random Hadamard matrix.
+        rank: rank of a 16-bit low-rank branch; 0 for none.
+        channel_split: cut the input channels into two halves with bounds (and rotation) of their own.
+        group_size: instead, cut them into groups of this size for the bounds; None for one group.
+        bias_alignment: a learnable constant per output channel (LBA of QuantVSR).
+        quantize_bias: quantize the bias per tensor to the weight's bits, as PassionSR's code does.
+    """
+
+    weight: AffineSpec
+    act: AffineSpec
+    smoothing: float | None = None
+    offset: bool = False
+    rotation: bool = False
+    rank: int = 0
+    channel_split: bool = False
+    group_size: int | None = None
+    bias_alignment: bool = False
+    quantize_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.channel_split and self.group_size:
+            raise ValueError("channel_split and group_size both cut the input channels: give one of them")
+        if self.weight.range == "dynamic" or self.weight.granularity == "token":
+            raise ValueError("weights have static bounds per tensor or per channel")
+        if self.act.granularity == "channel":
+            raise ValueError("activations have bounds per tensor or per token: a scale per channel is smoothing")
+
+    def parts(self, channels: int) -> tuple[int, ...]:
+        """Sizes of the parts that ``channels`` input channels are cut into."""
+        if self.channel_split:
+            return halves(channels)
+        return groups(channels, self.group_size) if self.group_size else (channels,)
+
+    def with_bits(self, weight: int, act: int) -> "LayerRecipe":
+        """The same recipe at other bit widths."""
+        return replace(self, weight=replace(self.weight, bits=weight), act=replace(self.act, bits=act))
+
+    def __str__(self) -> str:
+        extras = {
+            "smoothing": self.smoothing is not None,
+            "offset": self.offset,
+            "rotation": self.rotation,
+            f"rank {self.rank}": self.rank,
+            "channel split": self.channel_split,
+            f"groups of {self.group_size}": self.group_size,
+            "bias alignment": self.bias_alignment,
+            "quantized bias": self.quantize_bias,
+        }
+        return f"w{self.weight.bits}a{self.act.bits}" + "".join(f", {name}" for name, used in extras.items() if used)
+
+
+@dataclass(frozen=True)
+class AttentionRecipe:
+    """How the two matrix products of an attention module are quantized: q k^T, and p v with p the softmax.
+
+    Args:
+        act: number format of q, k, v and p, each with a quantizer of its own.
+        smoothing: exponent of a scale per head channel (q d, k / d) and per key (p d, v / d); None for none.
+    """
+
+    act: AffineSpec
+    smoothing: float | None = None
+
+    def __str__(self) -> str:
+        return f"a{self.act.bits}" + (", smoothing" if self.smoothing is not None else "")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What happens to the modules whose name matches a pattern.
+
+    Args:
+        pattern: shell pattern over full module names; ``*`` matches dots too.
+        recipe: for linear layers and convolutions, or for attention modules; None keeps them in full precision.
+    """
+
+    pattern: str
+    recipe: LayerRecipe | AttentionRecipe | None = field(default=None)

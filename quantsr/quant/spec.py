@@ -1,0 +1,91 @@
+"""Number formats: how a tensor is written in b bits. Frozen, validated when built, one spelling per option."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Granularity = Literal["tensor", "channel", "token"]
+RangeKind = Literal["minmax", "learned", "step", "dynamic"]
+
+WEIGHT_BITS = range(2, 9)
+ACT_BITS = range(2, 17)
+
+
+@dataclass(frozen=True)
+class AffineSpec:
+    """Uniform affine quantization to ``bits`` bits (METHODS section 1 of every paper: scale and zero point from bounds).
+
+    Args:
+        bits: 2 to 16.
+        symmetric: signed codes around a zero point of 0; otherwise unsigned codes with a rounded zero point.
+        granularity: one set of bounds per ``tensor``, per output ``channel`` (weights) or per ``token`` (activations: one for
+            every position, over its channels). A layer can cut the input channels into parts, each with its own bounds.
+        range: where the bounds come from: ``minmax`` of calibration data, ``learned`` bounds (initialized by it), a learned
+            ``step`` (LSQ, arXiv 1902.08153), or ``dynamic``, from the tensor itself at every call.
+        as_released: differentiate as the released code of PassionSR and QuantVSR does, instead of as the papers say: the clamp
+            blocks the gradient of both extreme codes, and a learned range takes its zero point from the scale of the call
+            before (without gradient to that scale). Only for comparing numbers with that code.
+
+    Raises:
+        ValueError: bits out of range, an unknown word, or a token granularity with static bounds.
+    """
+
+    bits: int
+    symmetric: bool = False
+    granularity: Granularity = "tensor"
+    range: RangeKind = "minmax"
+    as_released: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bits not in ACT_BITS:
+            raise ValueError(f"bits must be {_span(ACT_BITS)}, not {self.bits}")
+        for name, words in (("granularity", Granularity), ("range", RangeKind)):
+            if getattr(self, name) not in get_args(words):
+                raise ValueError(f"{name} must be one of {get_args(words)}, not {getattr(self, name)!r}")
+        if self.granularity == "token" and self.range != "dynamic":
+            raise ValueError("token granularity needs range='dynamic': the number of tokens is not known before a call")
+
+    @property
+    def qmin(self) -> int:
+        """The lowest code."""
+        return -(2 ** (self.bits - 1)) if self.symmetric else 0
+
+    @property
+    def qmax(self) -> int:
+        """The highest code."""
+        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+
+    def __str__(self) -> str:
+        sign = "s" if self.symmetric else "u"
+        return f"{sign}{self.bits} per {self.granularity}, {self.range}"
+
+
+@dataclass(frozen=True)
+class Bits:
+    """The bit widths of a run: ``w4a4`` is ``Bits(4, 4)``.
+
+    Args:
+        weight: 2 to 8 (weights are packed in the artefact).
+        act: 2 to 16.
+
+    Raises:
+        ValueError: a width out of range.
+    """
+
+    weight: int
+    act: int
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("weight", WEIGHT_BITS), ("act", ACT_BITS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"bits.{name} must be {_span(allowed)}, not {getattr(self, name)}")
+
+    def at_least(self, bits: int) -> "Bits":
+        """The same widths, raised to ``bits`` where they are lower: for layers that stay at 8 bits."""
+        return Bits(max(self.weight, bits), max(self.act, bits))
+
+    def __str__(self) -> str:
+        return f"w{self.weight}a{self.act}"
+
+
+def _span(widths: range) -> str:
+    return f"a whole number from {widths.start} to {widths.stop - 1}"

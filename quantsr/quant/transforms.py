@@ -1,0 +1,115 @@
+"""Equivalent transforms: change input and weight so that their product stays, and both become easier to quantize.
+
+Each has ``input(x)`` and ``weight(w)`` with ``operation(input(x), weight(w)) == operation(x, w)`` in exact arithmetic (after
+``Smoothing`` with an offset o the layer adds ``operation(o, w)``, see :meth:`QuantizedLayer.offset_response`). Weights are
+``(out, in, *kernel)``; the input-channel axis of x is given.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from quantsr.quant.hadamard import factor, hadamard_transform, random_orthogonal
+
+
+def along(vector: Tensor, axis: int, ndim: int) -> Tensor:
+    """``(c,)`` reshaped to broadcast along ``axis`` of a tensor with ``ndim`` axes."""
+    shape = [1] * ndim
+    shape[axis] = -1
+    return vector.reshape(shape)
+
+
+def channel_magnitude(x: Tensor, axis: int) -> Tensor:
+    """max |x| of every channel, ``(c,)``, at least 1e-5."""
+    lower, upper = torch.aminmax(x.detach().float().movedim(axis, 0).flatten(1), dim=1)
+    return torch.maximum(-lower, upper).clamp(min=1e-5)
+
+
+class Smoothing(nn.Module):
+    """Scale s and offset o per input channel: x becomes (x - o) / s, W becomes W s (LET of PassionSR, section 3.3; phi = 1 / s of QArtSR).
+
+    Args:
+        channels: input channels.
+        axis: channel axis of the input.
+        alpha: initial s = max|x|^alpha / max|W|^alpha, per channel.
+        momentum: weight of the past when s is averaged over calibration batches (PassionSR: a running average of 0.1 for the new).
+        offset: whether o exists; it starts at 0.
+    """
+
+    def __init__(self, channels: int, axis: int, alpha: float = 0.3, momentum: float = 0.9, offset: bool = True):
+        super().__init__()
+        self.axis, self.alpha, self.momentum = axis, alpha, momentum
+        self.scale = nn.Parameter(torch.full((channels,), torch.nan))
+        self.offset = nn.Parameter(torch.zeros(channels)) if offset else None
+        self.pending: Tensor | None = None
+        self.weight_magnitude: Tensor | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether s is known."""
+        return not self.scale.isnan().any()
+
+    def record(self, x: Tensor, weight: Tensor) -> None:
+        """Note the magnitudes of a calibration batch; :meth:`absorb` takes them into s."""
+        self.pending = channel_magnitude(x, self.axis)
+        if self.weight_magnitude is None:
+            self.weight_magnitude = channel_magnitude(weight, 1)
+
+    @torch.no_grad()
+    def absorb(self, pending: Tensor) -> None:
+        """Average the magnitudes of one batch over all devices, as ``record`` noted them, into s."""
+        self.pending = None
+        scale = (pending / self.weight_magnitude) ** self.alpha
+        self.scale.copy_(torch.where(self.scale.isnan(), scale, self.scale.lerp(scale, 1 - self.momentum)))
+
+    def input(self, x: Tensor) -> Tensor:
+        if self.offset is not None:
+            x = x - along(self.offset, self.axis, x.ndim)
+        return x / along(self.scale, self.axis, x.ndim)
+
+    def weight(self, w: Tensor) -> Tensor:
+        return w * along(self.scale, 1, w.ndim)
+
+
+class Rotation(nn.Module):
+    """x H and H^T W over the input channels, H orthogonal and block-diagonal over the parts (QuantVSR, section 3.3; QuaRot).
+
+    H is a Hadamard matrix behind random signs where the part's size has one (applied by the fast transform, only the signs are
+    stored), and a random orthogonal matrix otherwise.
+
+    Args:
+        sizes: channels of each part.
+        axis: channel axis of the input.
+        seed: of signs and matrices.
+    """
+
+    def __init__(self, sizes: Sequence[int], axis: int, seed: int = 0):
+        super().__init__()
+        self.sizes, self.axis = tuple(sizes), axis
+        generator = torch.Generator().manual_seed(seed)
+        for number, size in enumerate(self.sizes):
+            fast = factor(size) is not None
+            signs = torch.randint(2, (size,), generator=generator) * 2.0 - 1
+            self.register_buffer(f"rotation_{number}", signs if fast else random_orthogonal(size, generator))
+
+    def set_matrices(self, matrices: Sequence[Tensor]) -> None:
+        """Use these orthogonal matrices, ``(size, size)`` for each part, instead of the drawn ones."""
+        for number, matrix in enumerate(matrices):
+            setattr(self, f"rotation_{number}", matrix.clone())
+
+    def _rotate(self, x: Tensor, axis: int) -> Tensor:
+        """x H along ``axis``."""
+        pieces = x.movedim(axis, -1).split(list(self.sizes), -1)
+        rotated = []
+        for number, piece in enumerate(pieces):
+            stored = getattr(self, f"rotation_{number}").to(x.dtype)
+            rotated.append(hadamard_transform(piece * stored) if stored.ndim == 1 else piece @ stored)
+        return torch.cat(rotated, -1).movedim(-1, axis)
+
+    def input(self, x: Tensor) -> Tensor:
+        return self._rotate(x, self.axis)
+
+    def weight(self, w: Tensor) -> Tensor:
+        # Row vectors: W x becomes (W H)(H^T x), and H^T x is x H for x as a row.
+        return self._rotate(w, 1)

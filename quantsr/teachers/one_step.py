@@ -1,0 +1,139 @@
+"""The one-step image teacher (OSEDiff, arXiv 2406.08177, in the prompt-free form of PassionSR, arXiv 2411.17106).
+
+    z_L = s * E(up(lq))      eps = UNet(z_L, t, c)      z_H = (z_L - sqrt(1 - abar_t) eps) / sqrt(abar_t)      sr = D(z_H / s)
+
+with one constant prompt embedding c. The VAE and the UNet are diffusers' own classes at any size.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+
+from quantsr.color import fix_color
+from quantsr.teachers.base import Teacher
+
+
+class OneStepTeacher(Teacher):
+    """One denoising step between a VAE's encoder and decoder.
+
+    Args:
+        vae: arguments of diffusers' ``AutoencoderKL``.
+        unet: arguments of diffusers' ``UNet2DConditionModel`` (epsilon prediction).
+        timestep: the single step t, 0 to 999.
+        schedule: arguments of diffusers' ``DDPMScheduler`` that define abar_t; Stable Diffusion's by default.
+        prompt_tokens: length of the constant prompt embedding ``(1, prompt_tokens, cross_attention_dim)``, which is part of
+            the weights.
+        color_fix: correction of the output's colours against the input: ``none``, ``adain`` or ``wavelet``.
+        scale: upscaling factor.
+    """
+
+    STABLE_DIFFUSION_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+    def __init__(
+        self,
+        vae: dict[str, Any],
+        unet: dict[str, Any],
+        timestep: int = 999,
+        schedule: dict[str, Any] | None = None,
+        prompt_tokens: int = 77,
+        color_fix: str = "adain",
+        scale: int = 4,
+    ):
+        super().__init__()
+        schedule = dict(schedule or self.STABLE_DIFFUSION_SCHEDULE)
+        self.config = {
+            "vae": dict(vae),
+            "unet": dict(unet),
+            "timestep": timestep,
+            "schedule": schedule,
+            "prompt_tokens": prompt_tokens,
+            "color_fix": color_fix,
+            "scale": scale,
+        }
+        self.vae = AutoencoderKL(**vae)
+        self.unet = UNet2DConditionModel(**unet)
+        self.timestep, self.color_fix, self.scale = timestep, color_fix, scale
+        abar = DDPMScheduler(**schedule).alphas_cumprod[timestep].item()
+        self.signal, self.noise = math.sqrt(abar), math.sqrt(1 - abar)
+        self.register_buffer("prompt_embedding", torch.randn(1, prompt_tokens, self.unet.config.cross_attention_dim))
+
+    @property
+    def latent_factor(self) -> int:
+        """How many image pixels one latent pixel spans."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def size_multiple(self) -> int:
+        """Image sizes are padded to a multiple of this: the VAE's factor times the UNet's own downsampling."""
+        return self.latent_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    def upscale(self, lq: Tensor) -> Tensor:
+        """Bicubic upscaling, ``(b, 3, h, w)`` to ``(b, 3, scale*h, scale*w)``, in [0, 1]."""
+        return F.interpolate(lq, scale_factor=self.scale, mode="bicubic", align_corners=False).clamp(0, 1)
+
+    def embed(self, image: Tensor) -> Tensor:
+        """An image in [0, 1] of any size to its latent: reflect-padded to ``size_multiple``, posterior mean, scaled.
+
+        The mean and not a sample (our choice): teacher and student then see the same latent.
+        """
+        height, width = image.shape[-2:]
+        pad = (-width % self.size_multiple, -height % self.size_multiple)
+        if any(pad):
+            mode = "reflect" if pad[0] < width and pad[1] < height else "replicate"
+            image = F.pad(image, (0, pad[0], 0, pad[1]), mode=mode)
+        return self.vae.encode(image * 2 - 1).latent_dist.mode() * self.vae.config.scaling_factor
+
+    def encode(self, lq: Tensor) -> Tensor:
+        return self.embed(self.upscale(lq))
+
+    def denoise(self, latent: Tensor) -> Tensor:
+        context = self.prompt_embedding.to(latent.dtype).expand(latent.shape[0], -1, -1)
+        return self.unet(latent, self.timestep, encoder_hidden_states=context, return_dict=False)[0]
+
+    def clean(self, latent: Tensor, epsilon: Tensor) -> Tensor:
+        return (latent - self.noise * epsilon) / self.signal
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self.vae.decode(latent / self.vae.config.scaling_factor, return_dict=False)[0] / 2 + 0.5
+
+    def render(self, latent: Tensor, lq: Tensor) -> Tensor:
+        """z_H to the output image: decoded, cut to ``scale`` times the size of ``lq``, colours corrected; not clamped."""
+        height, width = (self.scale * side for side in lq.shape[-2:])
+        return fix_color(self.decode(latent)[..., :height, :width], self.upscale(lq), self.color_fix)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        latent = self.encode(lq)
+        return self.render(self.clean(latent, self.denoise(latent)), lq).clamp(0, 1)
+
+    def parts(self) -> dict[str, list[str]]:
+        return {
+            "encoder": ["vae.encoder", "vae.quant_conv"],
+            "denoiser": ["unet"],
+            "decoder": ["vae.post_quant_conv", "vae.decoder"],
+        }
+
+    def blocks(self) -> list[str]:
+        stages = [f"down_blocks.{i}" for i in range(len(self.unet.down_blocks))]
+        stages += ["mid_block"] + [f"up_blocks.{i}" for i in range(len(self.unet.up_blocks))]
+        names = ["unet.conv_in"]
+        for stage in stages:
+            names += [f"unet.{stage}.{name}" for name in _in_order(self.unet.get_submodule(stage))]
+        return [*names, "unet.conv_out"]
+
+
+def _in_order(stage: torch.nn.Module) -> list[str]:
+    """Blocks of one UNet stage as they run: residual, attention, residual, ..., sampler."""
+    resnets = [f"resnets.{i}" for i in range(len(stage.resnets))]
+    attentions = [f"attentions.{i}" for i in range(len(getattr(stage, "attentions", None) or []))]
+    # A middle block starts with a residual block of its own before the first (attention, residual) pair.
+    first, rest = ([], resnets) if len(resnets) == len(attentions) or not attentions else (resnets[:1], resnets[1:])
+    pairs = zip(attentions, rest, strict=True) if first else zip(rest, attentions, strict=False)
+    names = first + [name for pair in pairs for name in pair] if attentions else resnets
+    for sampler in ("downsamplers", "upsamplers"):
+        if getattr(stage, sampler, None):
+            names.append(f"{sampler}.0")
+    return names
