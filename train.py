@@ -1,17 +1,15 @@
-"""Quantize a diffusion super-resolution model: ``python train.py method=passionsr bits=w4a4``. All options: ``--help``."""
-
-import sys
+"""Quantize a diffusion super-resolution model: ``python train.py method=passionsr bits=w4a4``; all options: ``--help``."""
 
 import hydra
 from omegaconf import DictConfig
 
+from quantsr.launch import command_line, launch
+
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
-    from quantsr.launch import launch
-
     launch(cfg, "train")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line(main)

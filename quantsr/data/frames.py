@@ -166,10 +166,6 @@ class FramesDataModule(LightningDataModule):
         )
         return DataLoader(self.calibration(), batch_sampler=sampler, num_workers=self.num_workers)
 
-    def val_dataloader(self) -> DataLoader:
-        """Validation samples one by one, in order: whole images differ in size."""
-        return DataLoader(self.validation(), batch_size=1, num_workers=self.num_workers)
-
     def summary(self) -> str:
         """One line for the log: how many samples of which size, and how many files were left out."""
         parts = [f"{name} {len(data)} samples of {_sizes(data)}" for name, data in self._sets.items()]

@@ -175,3 +175,13 @@ def _only(paths: list[Path], name: str, name_of: Callable[[Path], str]) -> Path:
     if others:
         raise UserError(f"{path.name} and {others[0].name} in {path.parent.absolute()} have the same name: keep one.")
     return path
+
+
+def realsr(root: str | Path, **options: Any) -> PairsDataModule:
+    """The RealSR benchmark as it is laid out on disk: folders ``LR`` and ``HR`` under ``root``; all pairs are for validation.
+
+    Args:
+        root: holds the two folders.
+        **options: of :class:`PairsDataModule`.
+    """
+    return PairsDataModule(Path(root) / "LR", Path(root) / "HR", **{"validation_share": 1, **options})

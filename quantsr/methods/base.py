@@ -54,6 +54,19 @@ class StagedModule(LightningModule):
         """Steps of all stages together."""
         return sum(stage.steps for stage in self.plan)
 
+    @property
+    def trains(self) -> bool:
+        """Whether any stage trains, rather than only observes."""
+        return any(stage.parameters for stage in self.plan)
+
+    def models(self) -> dict[str, Teacher]:
+        """What is measured when the run is over, by name."""
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        """One line for the log: the stages and their steps."""
+        return f"{type(self).__name__}: " + ", ".join(f"{stage.name} {stage.steps}" for stage in self.plan)
+
     def locate(self, step: int) -> tuple[int, int]:
         """Stage number and step inside that stage of the run's ``step``."""
         starts = [0, *accumulate(stage.steps for stage in self.plan)]
@@ -66,7 +79,7 @@ class StagedModule(LightningModule):
         return self.plan[self.locate(self.step_index)[0]]
 
     def configure_optimizers(self) -> list[Optimizer]:
-        return [stage.optimizer(stage.parameters, lr=stage.lr) for stage in self.plan if stage.parameters]
+        return [stage.build_optimizer() for stage in self.plan if stage.parameters]
 
     def on_fit_start(self) -> None:
         self.teacher.to(self.device)
@@ -99,11 +112,10 @@ class StagedModule(LightningModule):
                 f"the loss is {loss.item()} in stage {stage.name}, step {step + 1} of {stage.steps}: lower the stage's learning "
                 "rate; the last checkpoint is from before"
             )
-        trained = [s for s in self.plan if s.parameters]
-        optimizers = self.optimizers()
-        optimizer = optimizers[trained.index(stage)] if isinstance(optimizers, list) else optimizers
-        for group in optimizer.param_groups:
-            group["lr"] = stage.lr * stage.schedule(step / stage.steps)
+        optimizer = self._optimizer_of(stage)
+        if step == 0:
+            stage.measure_sizes(optimizer)
+        stage.set_learning_rate(optimizer, step)
         optimizer.zero_grad()
         self.manual_backward(loss)
         if stage.max_norm is not None:
@@ -112,6 +124,11 @@ class StagedModule(LightningModule):
         if step == stage.steps - 1:  # Its moments are not needed again, in memory or in checkpoints.
             optimizer.zero_grad(set_to_none=True)
             optimizer.optimizer.state.clear()
+
+    def _optimizer_of(self, stage: Stage) -> Optimizer:
+        optimizers = self.optimizers()
+        every = optimizers if isinstance(optimizers, list) else [optimizers]
+        return every[[s for s in self.plan if s.parameters].index(stage)]
 
     # Checkpoints: what is the teacher's own is left out and comes back from the teacher.
 
@@ -129,29 +146,23 @@ class StagedModule(LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in shared}
         checkpoint["quantsr"] = {**self.identity(), "step": self.step_index}
 
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another method, other bits or other stages, naming the first difference.
+
+        Raises:
+            UserError: the checkpoint cannot be resumed by this run.
+        """
+        found = checkpoint["quantsr"]
+        for key, value in self.identity().items():
+            if found.get(key) != value:
+                raise UserError(
+                    f"ckpt_path was written with {key} = {found.get(key)}, this run has {value}: "
+                    "give the options of the first run"
+                )
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_identity(checkpoint, self.identity())
+        self.check_checkpoint(checkpoint)
         self.step_index = checkpoint["quantsr"]["step"]
         state = self.state_dict()
         checkpoint["state_dict"] |= {name: state[name] for name in self._teacher_keys()}
 
-
-def check_identity(checkpoint: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another method, other bits or other stages, naming the first difference.
-
-    Raises:
-        UserError: the checkpoint cannot be resumed by this run.
-    """
-    found = checkpoint.get("quantsr")
-    if found is None:
-        raise UserError("ckpt_path is not a checkpoint of this framework: it has no entry 'quantsr'")
-    for key, value in expected.items():
-        if found.get(key) != value:
-            raise UserError(
-                f"ckpt_path was written with {key} = {found.get(key)}, this run has {value}: give the options of the first run"
-            )
-
-
-def seeded(seed: int) -> torch.Generator:
-    """A CPU generator at ``seed``."""
-    return torch.Generator().manual_seed(seed)

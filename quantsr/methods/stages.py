@@ -38,6 +38,8 @@ class Stage:
         lr: learning rate at schedule factor 1.
         schedule: learning-rate factor as a function of the stage's progress in [0, 1). A pure function, so that there is
             nothing to store in a checkpoint.
+        relative: make the learning rate of each tensor relative to its root mean square when the stage starts: bounds of weights
+            and of activations differ by orders of magnitude (our choice, for short runs). Tensors of zeros keep ``lr``.
         optimizer: builds the optimizer from parameters and ``lr``.
         max_norm: clip the gradient's norm, None to leave it.
         finish: called once after the last step.
@@ -49,6 +51,22 @@ class Stage:
     parameters: list[nn.Parameter] = field(default_factory=list)
     lr: float = 0.0
     schedule: Schedule = constant
+    relative: bool = False
     optimizer: Callable[..., Optimizer] = Adam
     max_norm: float | None = None
     finish: Callable[[], None] = lambda: None
+
+    def build_optimizer(self) -> Optimizer:
+        """An optimizer with one group a tensor, so that each can have a learning rate of its own."""
+        return self.optimizer([{"params": [parameter], "size": 1.0} for parameter in self.parameters], lr=self.lr)
+
+    def measure_sizes(self, optimizer: Optimizer) -> None:
+        """Note what learning rates are relative to; called when the stage starts."""
+        for group in optimizer.param_groups:
+            size = group["params"][0].detach().square().mean().sqrt().item()
+            group["size"] = size if self.relative and size > 0 else 1.0
+
+    def set_learning_rate(self, optimizer: Optimizer, step: int) -> None:
+        """Set the learning rates of the stage's ``step``."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr * self.schedule(step / self.steps) * group["size"]

@@ -15,6 +15,7 @@ from torch.optim import AdamW
 from quantsr.losses import EncoderFeatures
 from quantsr.methods.base import StagedModule
 from quantsr.methods.stages import Batch, Stage, warm_cosine
+from quantsr.teachers.base import Teacher
 from quantsr.teachers.one_step import OneStepTeacher
 
 
@@ -47,7 +48,6 @@ class TeacherTraining(StagedModule):
         self.features = EncoderFeatures(teacher.vae.encoder) if feature else None
 
     def stages(self) -> list[Stage]:
-        optimizer = partial(AdamW, betas=(0.9, 0.99), weight_decay=1e-4)
         return [
             Stage(
                 "teacher",
@@ -56,10 +56,13 @@ class TeacherTraining(StagedModule):
                 list(self.model.parameters()),
                 self.lr,
                 warm_cosine,
-                optimizer,
-                self.max_norm,
+                optimizer=partial(AdamW, betas=(0.9, 0.99), weight_decay=1e-4),
+                max_norm=self.max_norm,
             )
         ]
+
+    def models(self) -> dict[str, Teacher]:
+        return {"teacher": self.model}
 
     def loss(self, batch: Batch) -> Tensor:
         lq, gt = batch["lq"], batch["gt"]

@@ -3,14 +3,15 @@
     scale = (u - l) / (qmax - qmin)      zero_point = qmin + round(-l / scale)
     q = clamp(round(x / scale) + zero_point, qmin, qmax)      x_hat = (q - zero_point) * scale
 
-Rounding passes gradients straight through, and so does the clamp wherever the rounded code lies inside [qmin, qmax], both ends
-included. All functions broadcast ``scale`` and ``zero_point`` over ``x``; codes are floats that hold whole numbers, and halves
-round to even.
+Rounding passes gradients straight through, and so does the clamp wherever the rounded code lies inside [qmin, qmax],
+both ends included. All functions broadcast ``scale`` and ``zero_point`` over ``x``; codes are floats that hold whole
+numbers, and halves round to even.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 SMALLEST_SCALE = 1e-8
 """A constant tensor has l = u; this keeps its scale from being 0."""
@@ -18,7 +19,7 @@ SMALLEST_SCALE = 1e-8
 
 def round_through(x: Tensor) -> Tensor:
     """Round to the nearest whole number; the gradient is that of the identity."""
-    return x + (x.round() - x).detach()
+    return x.detach().round() + (x - x.detach())  # In this order the value is a whole number exactly.
 
 
 def qparams(lower: Tensor, upper: Tensor, qmin: int, qmax: int, symmetric: bool = False) -> tuple[Tensor, Tensor]:
@@ -70,12 +71,12 @@ def _inside(codes: Tensor, qmin: int, qmax: int, open_ends: bool) -> Tensor:
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Keeps one byte per element (where the clamp was open), or, where scale or zero point train, ``x`` itself: the codes are
-    computed again from it in the backward pass, and ``x`` is often held by its producer anyway."""
+    """Keeps one byte per element (where the clamp was open), or, where scale or zero point train, ``x`` itself: the
+    codes are computed again from it in the backward pass, and ``x`` is often held by its producer anyway."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, open_ends: bool
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, open_ends: bool
     ) -> Tensor:
         ctx.limits = (qmin, qmax, open_ends)
         ctx.learns_range = any(ctx.needs_input_grad[1:3])
@@ -87,7 +88,7 @@ class _FakeQuantize(torch.autograd.Function):
         return codes.clamp_(qmin, qmax).sub_(zero_point).mul_(scale).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.learns_range:
             (inside,) = ctx.saved_tensors
             return grad * inside, None, None, None, None, None

@@ -6,6 +6,7 @@ d_qk scales head channels, d_vw keys; both leave the products as they are withou
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import AttentionRecipe
 
 CHUNK = 2**23
-"""Attention probabilities held at a time (32 MiB in float32): memory grows with the number of tokens, not with its square."""
+"""Attention probabilities held at a time (32 MiB in float32): memory grows with the tokens, not with their square."""
 
 
 class PairScale(nn.Module):
@@ -26,9 +27,9 @@ class PairScale(nn.Module):
 
     Args:
         alpha: initial d = max|b|^alpha / max|a|^alpha, averaged over calibration batches.
-        size: length of the axis; 0 if it is known only from data (the number of keys), see :meth:`allocate`. A scale meets
-            another length later when images of another size come: it is then resampled linearly (our choice; any positive
-            scale leaves the product as it is).
+        size: length of the axis; 0 if it is known only from data (the number of keys), see :meth:`allocate`. A scale
+            meets another length later when images of another size come: it is then resampled linearly (our choice; any
+            positive scale leaves the product as it is).
         momentum: weight of the past in the running average (PassionSR: 0.1 for the new).
     """
 
@@ -46,24 +47,25 @@ class PairScale(nn.Module):
     def allocate(self, size: int) -> None:
         """Give the scale its length, once."""
         if not self.scale.numel():
-            self.scale = nn.Parameter(self.scale.new_full((size,), torch.nan))
+            with torch.inference_mode(False):
+                self.scale = nn.Parameter(self.scale.new_full((size,), torch.nan), self.scale.requires_grad)
 
     def record(self, a: Tensor, b: Tensor) -> None:
-        """Note d for the magnitudes ``(n,)`` of both factors in a calibration batch."""
-        pending = (b.clamp(min=1e-5) / a.clamp(min=1e-5)) ** self.alpha
-        self.pending = resample(pending, self.scale.numel())
+        """Note the magnitudes ``(n,)`` of both factors in a calibration batch; :meth:`absorb` takes them into d."""
+        self.pending = torch.stack([resample(t, self.scale.numel()).clamp(min=1e-5) for t in (a, b)])
 
     @torch.no_grad()
     def absorb(self, pending: Tensor) -> None:
-        """Average the d of one batch over all devices, as ``record`` noted it, into the scale."""
+        """Average the magnitudes of one batch over all devices, as ``record`` noted them, into the scale."""
         self.pending = None
-        self.scale.copy_(torch.where(self.scale.isnan(), pending, self.scale.lerp(pending, 1 - self.momentum)))
+        scale = (pending[1] / pending[0]) ** self.alpha
+        self.scale.copy_(torch.where(self.scale.isnan(), scale, self.scale.lerp(scale, 1 - self.momentum)))
 
     def forward(self, size: int) -> Tensor:
         """d for an axis of ``size``."""
         return resample(self.scale, size)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         stored = state_dict.get(prefix + "scale")
         if stored is not None:
             self.allocate(stored.numel())
@@ -83,38 +85,45 @@ class QuantizedAttention(nn.Module):
     Args:
         recipe: how.
         head_dim: channels of a head.
-
-    Raises:
-        ValueError: per-tensor dynamic ranges, which would need all probabilities at once.
     """
 
     def __init__(self, recipe: AttentionRecipe, head_dim: int):
         super().__init__()
-        if recipe.act.range == "dynamic" and recipe.act.granularity == "tensor":
-            raise ValueError("attention products need static bounds or a dynamic range per token")
         self.recipe = recipe
         self.mode: Mode = "quantized"
         self.query, self.key, self.probability, self.value = (Quantizer(recipe.act, axis=-1) for _ in range(4))
-        smooth = recipe.smoothing is not None
-        self.channel_scale = PairScale(recipe.smoothing, head_dim) if smooth else None
-        self.key_scale = PairScale(recipe.smoothing) if smooth else None
+        alpha = recipe.smoothing
+        self.channel_scale = None if alpha is None else PairScale(alpha, head_dim)
+        self.key_scale = None if alpha is None else PairScale(alpha)
 
     @property
     def calibrated(self) -> bool:
         """Whether all its ranges and scales are known."""
         return all(child.calibrated for child in self.children())
 
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        # diffusers reads the names of the arguments that a processor takes from this signature.
+        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
     def forward(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
         """What diffusers' own processor does around the products: normalization, projections, residual connection."""
-        if attention_mask is not None or attn.spatial_norm is not None:
-            raise ValueError("quantized attention takes no mask and no spatial normalization")
+        unknown = (attention_mask, attn.spatial_norm, attn.norm_cross, attn.norm_q, attn.norm_k)
+        if any(part is not None for part in unknown):
+            raise ValueError("quantized attention takes no mask and no normalization but that of groups")
         residual, spatial = hidden_states, hidden_states.shape[2:] if hidden_states.ndim == 4 else None
         if spatial is not None:
             hidden_states = rearrange(hidden_states, "b c h w -> b (h w) c")
@@ -174,8 +183,9 @@ class QuantizedAttention(nn.Module):
         for part in _chunks(q, k.shape[-2]):
             p = _softmax(part, k)
             self.probability.record(p if key_scale is None else p * key_scale)
-            found.append(self.probability.pending)
-        if found[0] is not None:
+            if self.probability.pending is not None:
+                found.append(self.probability.pending)
+        if found:
             self.probability.pending = torch.stack(found).amax(0)
 
     def extra_repr(self) -> str:
@@ -195,7 +205,7 @@ def _chunks(q: Tensor, keys: int) -> tuple[Tensor, ...]:
 
 
 def _by_chunks(function: Callable[[Tensor], Tensor], q: Tensor, keys: int) -> Tensor:
-    """``function`` of every chunk of queries, joined. For the backward pass probabilities are computed again, not kept."""
+    """``function`` of every chunk of queries, joined. The backward pass computes probabilities again: none are kept."""
     if not torch.is_grad_enabled():
         return torch.cat([function(part) for part in _chunks(q, keys)], dim=-2)
     return torch.cat([checkpoint(function, part, use_reentrant=False) for part in _chunks(q, keys)], dim=-2)

@@ -1,4 +1,4 @@
-"""Running observers: layers note what passes through them, and take the notes in batch by batch. No inputs are stored."""
+"""Running observers: layers note what passes through them and take the notes in, batch by batch. No input is stored."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -6,12 +6,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from quantsr.quant.layer import Mode
+from quantsr.quant.attention import PairScale, QuantizedAttention
+from quantsr.quant.layer import Mode, QuantizedLayer
+from quantsr.quant.quantizer import Quantizer
+from quantsr.quant.transforms import Smoothing
+
+Quantized = QuantizedLayer | QuantizedAttention
 
 
-def quantized_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def quantized_modules(model: nn.Module) -> Iterator[tuple[str, Quantized]]:
     """(name, module) of every quantized layer and attention product in ``model``."""
-    return ((name, module) for name, module in model.named_modules() if hasattr(module, "mode"))
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, Quantized))
 
 
 def set_mode(model: nn.Module, mode: Mode) -> None:
@@ -39,15 +44,16 @@ def settle(model: nn.Module, join: Callable[[Tensor], Tensor] = lambda t: t) -> 
         model: holds the observers.
         join: element-wise maximum over all devices of one flat tensor (an all-reduce); the identity on a single device.
     """
-    observers = [m for m in model.modules() if getattr(m, "pending", None) is not None]
-    if not observers:
+    observers = (m for m in model.modules() if isinstance(m, Quantizer | Smoothing | PairScale))
+    notes = [(observer, observer.pending) for observer in observers if observer.pending is not None]
+    if not notes:
         return
-    joined = join(torch.cat([m.pending.flatten() for m in observers]))
-    pieces = joined.split([m.pending.numel() for m in observers])
-    for observer, piece in zip(observers, pieces, strict=True):
-        observer.absorb(piece.view_as(observer.pending))
+    joined = join(torch.cat([pending.flatten() for _, pending in notes]))
+    pieces = joined.split([pending.numel() for _, pending in notes])
+    for (observer, pending), piece in zip(notes, pieces, strict=True):
+        observer.absorb(piece.view_as(pending))
 
 
-def uncalibrated(modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
+def uncalibrated(modules: Iterable[tuple[str, Quantized]]) -> list[str]:
     """Names of the modules that have not seen any data."""
     return [name for name, module in modules if not module.calibrated]

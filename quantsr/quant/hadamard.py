@@ -1,7 +1,8 @@
-"""Orthogonal matrices that spread outliers over channels: randomized Hadamard where the size allows, else random orthogonal.
+"""Orthogonal matrices that spread outliers over channels: Hadamard where the size allows, else random orthogonal.
 
-A Hadamard matrix of order n = m * 2^k is the Kronecker product of a small one of order m and k factors [[1, 1], [1, -1]]; the
-small ones here are Paley's (m = 12, 20, 60), which covers the widths of Stable Diffusion (320 = 20 * 16, 640, 1280, 960 = 60 * 16).
+A Hadamard matrix of order n = m * 2^k is the Kronecker product of a small one of order m and k factors
+[[1, 1], [1, -1]]; the small ones here are Paley's (m = 12, 20, 60), which covers the widths of Stable Diffusion
+(320 = 20 * 16, 640, 1280, 960 = 60 * 16).
 """
 
 import math
@@ -14,8 +15,9 @@ PALEY_ORDERS = (60, 20, 12)
 
 
 @lru_cache
+@torch.inference_mode(False)  # Whoever asks first, training must be able to use what is kept.
 def paley(order: int) -> Tensor:
-    """Hadamard matrix of order q + 1 for a prime q = 3 mod 4 (Paley's first construction), entries +-1, ``(order, order)``."""
+    """Hadamard matrix ``(order, order)`` of +-1, for a prime q = order - 1 = 3 mod 4 (Paley's first construction)."""
     q = order - 1
     residues = {i * i % q for i in range(1, q)}
     character = torch.tensor([0] + [1 if i in residues else -1 for i in range(1, q)], dtype=torch.float32)
@@ -61,6 +63,6 @@ def hadamard_transform(x: Tensor) -> Tensor:
 
 
 def random_orthogonal(size: int, generator: torch.Generator) -> Tensor:
-    """Orthogonal matrix ``(size, size)``, uniformly distributed (QR of a Gaussian one with the signs of R made positive)."""
+    """Orthogonal matrix ``(size, size)``, uniformly distributed (QR of a Gaussian one, R's diagonal made positive)."""
     q, r = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
     return (q * r.diagonal().sign()).float()

@@ -5,14 +5,16 @@
 with T the equivalent transforms of the recipe. What a recipe does not use is not there.
 """
 
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from quantsr.quant.affine import fake_quantize, qparams
 from quantsr.quant.low_rank import LowRank
-from quantsr.quant.operation import Operation
+from quantsr.quant.operation import Layer, Operation
 from quantsr.quant.parts import extremes
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import LayerRecipe
@@ -24,9 +26,9 @@ Mode = Literal["quantized", "full_precision", "observe_smoothing", "observe_rang
 class QuantizedLayer(nn.Module):
     """A layer with simulated quantization of weight and input.
 
-    ``weight`` and ``bias`` are the module's own parameters (shared, never trained here). Its ``mode`` says what a forward pass
-    does: compute with quantization, compute in full precision, or compute in full precision while the quantizers note what they
-    see (:func:`quantsr.quant.calibrate.settle` takes the notes in).
+    ``weight`` and ``bias`` are the module's own parameters (shared, never trained here). Its ``mode`` says what a
+    forward pass does: compute with quantization, compute in full precision, or compute in full precision while the
+    quantizers note what they see (:func:`quantsr.quant.calibrate.settle` takes the notes in).
 
     Args:
         module: the layer to quantize.
@@ -37,7 +39,12 @@ class QuantizedLayer(nn.Module):
         ValueError: a module that is no plain linear layer or convolution.
     """
 
-    def __init__(self, module: nn.Module, recipe: LayerRecipe, seed: int = 0):
+    weight: Tensor
+    bias: Tensor | None
+    frozen_weight: Tensor | None
+    frozen_offset_response: Tensor | None
+
+    def __init__(self, module: Layer, recipe: LayerRecipe, seed: int = 0):
         super().__init__()
         self.operation, self.recipe = Operation.of(module), recipe
         self.mode: Mode = "quantized"
@@ -55,7 +62,7 @@ class QuantizedLayer(nn.Module):
         # Set by `freeze`: what is left of the weight when it is known only in its codes.
         self.register_buffer("frozen_weight", None)
         self.register_buffer("frozen_offset_response", None)
-        self._cache: dict[str, tuple[tuple, Tensor]] = {}
+        self._cache: dict[str, tuple[Sequence[Tensor], list[tuple], Tensor]] = {}
         self.to(self.weight.device)
 
     # The two factors of the quantized product.
@@ -94,15 +101,17 @@ class QuantizedLayer(nn.Module):
         tensors = [t for part in parts if part is not None for t in (*part.parameters(), *part.buffers())]
         return tensors if self.smoothing is None else [*tensors, self.smoothing.scale]
 
-    def _cached(self, name: str, sources: list[Tensor], compute) -> Tensor:
+    def _cached(self, name: str, sources: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
         """``compute()``, kept until a source changes (an in-place update counts up a tensor's version)."""
         if any(t.requires_grad for t in sources):
             self._cache.pop(name, None)
             return compute()
-        key = tuple((id(t), t._version, t.device, t.dtype) for t in sources)
-        if name not in self._cache or self._cache[name][0] != key:
-            self._cache[name] = (key, compute().detach())
-        return self._cache[name][1]
+        # The sources are kept too: the id of a tensor that is gone may come back as that of another.
+        state = [(id(t), t._version, t.data_ptr(), t.dtype) for t in sources]
+        if name not in self._cache or self._cache[name][1] != state:
+            with torch.inference_mode(False):  # What a validation leaves here, training must be able to use.
+                self._cache[name] = (sources, state, compute().detach())
+        return self._cache[name][2]
 
     # Forward.
 
@@ -114,25 +123,26 @@ class QuantizedLayer(nn.Module):
         y = _Product.apply(self, x, *self.trained()) if self._learns() else self._product(x)
         bias = self.constant()
         if bias is not None:
-            y = y + along(bias, self.operation.axis, y.ndim)
+            y = y + along(bias, self.operation.axis, y.ndim).to(y.dtype)
         if self.low_rank is not None:
             down = self.operation(x, self.low_rank.down)
             y = y + self.operation.pointwise(down, self.low_rank.up)
-        if self.smoothing is not None and self.smoothing.offset is not None:
-            y = y + self._offset_output(x)
+        if self.offset is not None:
+            y = y + self._offset_output(x).to(y.dtype)
         return y
 
     def _product(self, x: Tensor) -> Tensor:
-        return self.operation(self.quantized_input(x), self.quantized_weight())
+        return self.operation.product(self.quantized_input(x), self.quantized_weight())
+
+    @property
+    def offset(self) -> nn.Parameter | None:
+        """The offset o of the smoothing, where the recipe has one."""
+        return None if self.smoothing is None else self.smoothing.offset
 
     def trained(self) -> list[Tensor]:
         """The parameters of the quantized product that train at present."""
-        offset = self.smoothing.offset if self.smoothing is not None else None
-        sources = [
-            *self.weight_sources(),
-            *self.input_quantizer.parameters(),
-            *([] if offset is None else [offset]),
-        ]
+        offset = [] if self.offset is None else [self.offset]
+        sources = [*self.weight_sources(), *self.input_quantizer.parameters(), *offset]
         return [t for t in sources if t.requires_grad]
 
     def _learns(self) -> bool:
@@ -157,8 +167,10 @@ class QuantizedLayer(nn.Module):
         """sum over input channels of W o, as the weight ``(out, 1, *kernel)`` of a layer on a constant input of 1."""
         if self.frozen_offset_response is not None:
             return self.frozen_offset_response
+        offset = self.offset
+        if offset is None:
+            raise ValueError(f"no offset in this recipe: {self.recipe}")
         w = self.weight if self.low_rank is None else self.low_rank.residual(self.weight)
-        offset = self.smoothing.offset
         sources = [self.weight, offset, *([] if self.low_rank is None else self.low_rank.parameters())]
         return self._cached("offset", sources, lambda: (w * along(offset, 1, w.ndim)).sum(1, keepdim=True))
 
@@ -197,7 +209,7 @@ class QuantizedLayer(nn.Module):
             offset_response: of :meth:`offset_response`, for recipes with an offset.
         """
         self.frozen_weight, self.frozen_offset_response = weight, offset_response
-        self.weight = None
+        self.register_parameter("weight", None)
         self._cache.clear()
 
     def extra_repr(self) -> str:
@@ -205,20 +217,25 @@ class QuantizedLayer(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """The quantized product while its quantizers train. Between forward and backward it keeps the layer's input alone: the
-    quantized factors are cheap to compute again, where plain autograd would keep a float tensor for every step to them."""
+    """The quantized product while its quantizers train.
+
+    Between forward and backward it keeps the layer's input alone: the quantized factors are cheap to compute again,
+    where plain autograd would keep a float tensor for every step to them.
+    """
 
     @staticmethod
-    def forward(ctx, layer: QuantizedLayer, x: Tensor, *trained: Tensor) -> Tensor:
-        ctx.layer = layer
+    def forward(ctx: Any, layer: QuantizedLayer, x: Tensor, *trained: Tensor) -> Tensor:
+        ctx.layer, device = layer, x.device.type
+        ctx.autocast = {"enabled": torch.is_autocast_enabled(device), "dtype": torch.get_autocast_dtype(device)}
         ctx.save_for_backward(x, *trained)
         return layer._product(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         layer, (x, *trained) = ctx.layer, ctx.saved_tensors
         wants_x = ctx.needs_input_grad[1]
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(x.device.type, **ctx.autocast):
             x = x.detach().requires_grad_(wants_x)
             x_hat, w_hat = layer.quantized_input(x), layer.quantized_weight()
         factors = [x_hat.detach().to(grad.dtype), w_hat.detach().to(grad.dtype)]

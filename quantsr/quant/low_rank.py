@@ -1,4 +1,4 @@
-"""The 16-bit low-rank branch beside the low-bit weight: W = W_r + L1 L2 (SVDQuant, QuantVSR section 3.2, QArtSR section 3.2)."""
+"""The 16-bit low-rank branch beside the low-bit weight: W = W_r + L1 L2 (SVDQuant; QuantVSR and QArtSR, 3.2)."""
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ class LowRank(nn.Module):
 
     def residual(self, weight: Tensor) -> Tensor:
         """W - L1 L2, in the shape of the weight."""
-        return weight - (self.L1 @ self.L2).view_as(weight)
+        with torch.autocast(weight.device.type, enabled=False):  # Codes do not depend on how a layer is called.
+            return weight - (self.L1 @ self.L2).view_as(weight)
 
     @property
     def down(self) -> Tensor:

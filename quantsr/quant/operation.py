@@ -7,7 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv1d: F.conv1d,
     nn.Conv2d: F.conv2d,
@@ -32,7 +34,7 @@ class Operation:
     dilation: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, module: nn.Module) -> "Operation":
+    def of(cls, module: Layer) -> "Operation":
         """The operation of a module.
 
         Raises:
@@ -42,8 +44,7 @@ class Operation:
             return cls("Linear", -1)
         if type(module) not in CONVOLUTIONS:
             raise ValueError(f"{type(module).__name__} is no Linear, Conv1d, Conv2d or Conv3d")
-        plain = module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        if not plain:
+        if module.groups > 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
             raise ValueError(f"only ungrouped, zero-padded convolutions are quantized, not {module}")
         return cls(type(module).__name__, 1, module.stride, module.padding, module.dilation)
 
@@ -52,6 +53,12 @@ class Operation:
             return F.linear(x, weight, bias)
         convolve = getattr(F, self.kind.lower())
         return convolve(x, weight, bias, self.stride, self.padding, self.dilation)
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The same without bias; where only ``x`` learns, ``x`` is not kept, as a convolution of torch would."""
+        if self.kind == "Linear" or weight.requires_grad or not x.requires_grad:
+            return self(x, weight)
+        return _FixedWeight.apply(x, weight, self)
 
     def pointwise(self, x: Tensor, weight: Tensor) -> Tensor:
         """The product with a 1x1 weight of this operation's dimensions: the second half of a low-rank branch."""
@@ -67,3 +74,20 @@ class Operation:
         return torch.ops.aten.convolution_backward(
             grad, x, weight, None, self.stride, self.padding, self.dilation, False, zeros, 1, [*wanted, False]
         )[:2]
+
+
+class _FixedWeight(torch.autograd.Function):
+    """A convolution that learns nothing: for the backward pass it keeps its weight, and the shape of its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, operation: Operation) -> Tensor:
+        ctx.operation, ctx.shape = operation, x.shape
+        ctx.save_for_backward(weight)
+        return operation(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        nothing = grad.new_empty(1).expand(ctx.shape)
+        return ctx.operation.gradients(grad, nothing, weight.to(grad.dtype), (True, False))[0], None, None

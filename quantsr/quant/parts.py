@@ -1,7 +1,7 @@
 """Bounds for parts of a tensor: which elements share one pair of bounds, and how bounds are spread over them.
 
-Layers cut their input channels into parts (the channel split of PassionSR and QuantVSR into two halves; groups of 64; one part
-where nothing is cut), and each part of weight and activation has bounds of its own. With ``p`` parts, bounds have the shape
+Layers cut their input channels into parts (the channel split of PassionSR and QuantVSR into two halves; groups of 64;
+one part where nothing is cut), and each part of weight and activation has its own bounds. With ``p`` parts, these are
 
     tensor   (p,)            channel   (rows, p)           token   x.shape with the channel axis p long
 """

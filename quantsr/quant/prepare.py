@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -43,9 +44,9 @@ def is_attention(module: nn.Module) -> bool:
 def prepare(model: nn.Module, rules: Sequence[Rule], seed: int = 0) -> list[Swap]:
     """Swap the layers of ``model`` in place.
 
-    Every linear layer and convolution takes the first rule that matches its name and holds a layer recipe or none; so does
-    every attention module, with attention recipes, but those may match no rule and are then left alone. The new layers share
-    the parameters of the old.
+    Every linear layer and convolution takes the first rule that matches its name and holds a layer recipe or none; so
+    does every attention module, with attention recipes, but those may match no rule and are then left alone. The new
+    layers share the parameters of the old.
 
     Args:
         model: becomes the student.
@@ -59,7 +60,7 @@ def prepare(model: nn.Module, rules: Sequence[Rule], seed: int = 0) -> list[Swap
         ValueError: a layer that no rule matches, or a rule that decides nothing.
     """
     swaps, unmatched = [], []
-    for name, module in list(model.named_modules()):
+    for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, QuantizedLayer) or not (is_layer(module) or is_attention(module)):
             continue
         rule = _first(rules, name, LayerRecipe if is_layer(module) else AttentionRecipe)
@@ -74,7 +75,7 @@ def prepare(model: nn.Module, rules: Sequence[Rule], seed: int = 0) -> list[Swap
     if idle:
         raise ValueError(f"rules that decide nothing (no module of that name, or an earlier rule wins): {idle}")
     for swap in swaps:
-        _apply(model, swap, seed)
+        apply_swap(model, swap, seed)
     return swaps
 
 
@@ -83,8 +84,9 @@ def _first(rules: Sequence[Rule], name: str, kind: type) -> Rule | None:
     return next((rule for rule in matching if rule.recipe is None or isinstance(rule.recipe, kind)), None)
 
 
-def _apply(model: nn.Module, swap: Swap, seed: int) -> None:
-    module = model.get_submodule(swap.name)
+def apply_swap(model: nn.Module, swap: Swap, seed: int) -> None:
+    """Put the quantized counterpart of one module into ``model``."""
+    module: Any = model.get_submodule(swap.name)
     if isinstance(swap.recipe, LayerRecipe):
         layer = QuantizedLayer(module, swap.recipe, zlib.crc32(f"{seed} {swap.name}".encode()))
         model.set_submodule(swap.name, layer.train(module.training))

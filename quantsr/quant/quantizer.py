@@ -27,6 +27,12 @@ class Quantizer(nn.Module):
         momentum: weight of the past in the running average of bounds over batches (PassionSR, section 4.1: 0.95).
     """
 
+    part_of: Tensor | None
+    lower: Tensor
+    upper: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
     def __init__(
         self,
         spec: AffineSpec,
@@ -89,20 +95,23 @@ class Quantizer(nn.Module):
             value.fill_(torch.nan)
         self.absorb(torch.stack([-lower, upper]))
 
-    def qparams(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero point, broadcastable over ``x``; differentiable in what is learned."""
+    def part_qparams(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of every part, in the shape of the bounds; differentiable in what is learned."""
         spec = self.spec
         if spec.range == "step":
             weight = (max(1, x.numel() // max(1, self.scale.numel())) * spec.qmax) ** -0.5
-            scale = self.scale * weight + (self.scale * (1 - weight)).detach()
-            zero_point = self.zero_point
-        else:
-            dynamic = spec.range == "dynamic"
-            lower, upper = extremes(x, spec.granularity, self.axis, self.sizes) if dynamic else (self.lower, self.upper)
-            scale, zero_point = qparams(lower, upper, spec.qmin, spec.qmax, spec.symmetric)
-            if spec.as_released and spec.range == "learned":
-                zero_point = round_through(-lower / self._last_scale)
-                self._last_scale = scale.detach()
+            return self.scale * weight + (self.scale * (1 - weight)).detach(), self.zero_point
+        dynamic = spec.range == "dynamic"
+        lower, upper = extremes(x, spec.granularity, self.axis, self.sizes) if dynamic else (self.lower, self.upper)
+        scale, zero_point = qparams(lower, upper, spec.qmin, spec.qmax, spec.symmetric)
+        if spec.as_released and spec.range == "learned":
+            zero_point = round_through(-lower / (scale.detach() if self._last_scale is None else self._last_scale))
+            self._last_scale = scale.detach()
+        return scale, zero_point
+
+    def qparams(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, broadcastable over ``x``."""
+        scale, zero_point = self.part_qparams(x)
         return self._spread(scale, x), self._spread(zero_point, x)
 
     def _spread(self, values: Tensor, x: Tensor) -> Tensor:

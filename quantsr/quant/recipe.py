@@ -34,6 +34,8 @@ class LayerRecipe:
     quantize_bias: bool = False
 
     def __post_init__(self) -> None:
+        if self.offset and self.smoothing is None:
+            raise ValueError("an offset is part of smoothing: give smoothing an exponent (0 for a scale of 1)")
         if self.channel_split and self.group_size:
             raise ValueError("channel_split and group_size both cut the input channels: give one of them")
         if self.weight.range == "dynamic" or self.weight.granularity == "token":
@@ -76,6 +78,14 @@ class AttentionRecipe:
 
     act: AffineSpec
     smoothing: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.act.granularity == "channel":
+            raise ValueError("attention products have bounds per tensor or per token")
+        if self.act.range == "dynamic" and self.act.granularity == "tensor":
+            raise ValueError(
+                "attention products are computed in pieces: they need static bounds, or dynamic ones per token"
+            )
 
     def __str__(self) -> str:
         return f"a{self.act.bits}" + (", smoothing" if self.smoothing is not None else "")

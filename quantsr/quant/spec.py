@@ -12,18 +12,19 @@ ACT_BITS = range(2, 17)
 
 @dataclass(frozen=True)
 class AffineSpec:
-    """Uniform affine quantization to ``bits`` bits (METHODS section 1 of every paper: scale and zero point from bounds).
+    """Uniform affine quantization to ``bits`` bits: scale and zero point from bounds (see :mod:`quantsr.quant.affine`).
 
     Args:
         bits: 2 to 16.
         symmetric: signed codes around a zero point of 0; otherwise unsigned codes with a rounded zero point.
-        granularity: one set of bounds per ``tensor``, per output ``channel`` (weights) or per ``token`` (activations: one for
-            every position, over its channels). A layer can cut the input channels into parts, each with its own bounds.
-        range: where the bounds come from: ``minmax`` of calibration data, ``learned`` bounds (initialized by it), a learned
-            ``step`` (LSQ, arXiv 1902.08153), or ``dynamic``, from the tensor itself at every call.
-        as_released: differentiate as the released code of PassionSR and QuantVSR does, instead of as the papers say: the clamp
-            blocks the gradient of both extreme codes, and a learned range takes its zero point from the scale of the call
-            before (without gradient to that scale). Only for comparing numbers with that code.
+        granularity: one set of bounds per ``tensor``, per output ``channel`` (weights) or per ``token`` (activations:
+            one for every position, over its channels). A layer can cut the input channels into parts, each with its own
+            bounds.
+        range: where the bounds come from: ``minmax`` of calibration data, ``learned`` bounds (initialized by it), a
+            learned ``step`` (LSQ, arXiv 1902.08153), or ``dynamic``, from the tensor itself at every call.
+        as_released: differentiate as the released code of PassionSR and QuantVSR does, instead of as the papers say:
+            the clamp blocks the gradient of both extreme codes, and a learned range takes its zero point from the scale
+            of the call before (without gradient to that scale). Only for comparing numbers with that code.
 
     Raises:
         ValueError: bits out of range, an unknown word, or a token granularity with static bounds.

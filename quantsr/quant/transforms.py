@@ -1,8 +1,8 @@
 """Equivalent transforms: change input and weight so that their product stays, and both become easier to quantize.
 
-Each has ``input(x)`` and ``weight(w)`` with ``operation(input(x), weight(w)) == operation(x, w)`` in exact arithmetic (after
-``Smoothing`` with an offset o the layer adds ``operation(o, w)``, see :meth:`QuantizedLayer.offset_response`). Weights are
-``(out, in, *kernel)``; the input-channel axis of x is given.
+Each has ``input(x)`` and ``weight(w)`` with ``operation(input(x), weight(w)) == operation(x, w)`` in exact arithmetic
+(after ``Smoothing`` with an offset o the layer adds ``operation(o, w)``, see :meth:`QuantizedLayer.offset_response`).
+Weights are ``(out, in, *kernel)``; the input-channel axis of x is given.
 """
 
 from collections.abc import Sequence
@@ -27,13 +27,16 @@ def channel_magnitude(x: Tensor, axis: int) -> Tensor:
 
 
 class Smoothing(nn.Module):
-    """Scale s and offset o per input channel: x becomes (x - o) / s, W becomes W s (LET of PassionSR, section 3.3; phi = 1 / s of QArtSR).
+    """Scale s and offset o per input channel: x becomes (x - o) / s, W becomes W s.
+
+    LET of PassionSR (section 3.3); 1 / s is the phi of QArtSR.
 
     Args:
         channels: input channels.
         axis: channel axis of the input.
         alpha: initial s = max|x|^alpha / max|W|^alpha, per channel.
-        momentum: weight of the past when s is averaged over calibration batches (PassionSR: a running average of 0.1 for the new).
+        momentum: weight of the past when s is averaged over calibration batches (PassionSR: a running average of 0.1
+            for the new).
         offset: whether o exists; it starts at 0.
     """
 
@@ -43,7 +46,6 @@ class Smoothing(nn.Module):
         self.scale = nn.Parameter(torch.full((channels,), torch.nan))
         self.offset = nn.Parameter(torch.zeros(channels)) if offset else None
         self.pending: Tensor | None = None
-        self.weight_magnitude: Tensor | None = None
 
     @property
     def calibrated(self) -> bool:
@@ -51,16 +53,14 @@ class Smoothing(nn.Module):
         return not self.scale.isnan().any()
 
     def record(self, x: Tensor, weight: Tensor) -> None:
-        """Note the magnitudes of a calibration batch; :meth:`absorb` takes them into s."""
-        self.pending = channel_magnitude(x, self.axis)
-        if self.weight_magnitude is None:
-            self.weight_magnitude = channel_magnitude(weight, 1)
+        """Note the magnitudes of a calibration batch and of the weight; :meth:`absorb` takes them into s."""
+        self.pending = torch.stack([channel_magnitude(x, self.axis), channel_magnitude(weight, 1)])
 
     @torch.no_grad()
     def absorb(self, pending: Tensor) -> None:
         """Average the magnitudes of one batch over all devices, as ``record`` noted them, into s."""
         self.pending = None
-        scale = (pending / self.weight_magnitude) ** self.alpha
+        scale = (pending[0] / pending[1]) ** self.alpha
         self.scale.copy_(torch.where(self.scale.isnan(), scale, self.scale.lerp(scale, 1 - self.momentum)))
 
     def input(self, x: Tensor) -> Tensor:
@@ -73,10 +73,11 @@ class Smoothing(nn.Module):
 
 
 class Rotation(nn.Module):
-    """x H and H^T W over the input channels, H orthogonal and block-diagonal over the parts (QuantVSR, section 3.3; QuaRot).
+    """x H and H^T W over the input channels, H orthogonal and block-diagonal over the parts.
 
-    H is a Hadamard matrix behind random signs where the part's size has one (applied by the fast transform, only the signs are
-    stored), and a random orthogonal matrix otherwise.
+    As in QuantVSR (section 3.3) and QuaRot.
+    H is a Hadamard matrix behind random signs where the part's size has one (applied by the fast transform, only the
+    signs are stored), and a random orthogonal matrix otherwise.
 
     Args:
         sizes: channels of each part.
@@ -112,4 +113,5 @@ class Rotation(nn.Module):
 
     def weight(self, w: Tensor) -> Tensor:
         # Row vectors: W x becomes (W H)(H^T x), and H^T x is x H for x as a row.
-        return self._rotate(w, 1)
+        with torch.autocast(w.device.type, enabled=False):  # Codes do not depend on how a layer is called.
+            return self._rotate(w, 1)

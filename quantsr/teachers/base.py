@@ -46,6 +46,10 @@ class Teacher(nn.Module, ABC):
         """The parts ``encoder``, ``denoiser``, ``decoder``, each as the module-name prefixes that it owns."""
 
     @abstractmethod
+    def sensitive(self) -> dict[str, list[str]]:
+        """Layers that the papers keep at 8 bits whatever the rest gets, by part."""
+
+    @abstractmethod
     def blocks(self) -> list[str]:
         """Names of the denoiser's blocks (convolutions, residual, attention, sampling) in execution order."""
 

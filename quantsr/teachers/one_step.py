@@ -16,6 +16,8 @@ from torch import Tensor
 from quantsr.color import fix_color
 from quantsr.teachers.base import Teacher
 
+STABLE_DIFFUSION_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
 
 class OneStepTeacher(Teacher):
     """One denoising step between a VAE's encoder and decoder.
@@ -31,8 +33,6 @@ class OneStepTeacher(Teacher):
         scale: upscaling factor.
     """
 
-    STABLE_DIFFUSION_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-
     def __init__(
         self,
         vae: dict[str, Any],
@@ -44,7 +44,7 @@ class OneStepTeacher(Teacher):
         scale: int = 4,
     ):
         super().__init__()
-        schedule = dict(schedule or self.STABLE_DIFFUSION_SCHEDULE)
+        schedule = dict(schedule or STABLE_DIFFUSION_SCHEDULE)
         self.config = {
             "vae": dict(vae),
             "unet": dict(unet),
@@ -114,6 +114,13 @@ class OneStepTeacher(Teacher):
             "encoder": ["vae.encoder", "vae.quant_conv"],
             "denoiser": ["unet"],
             "decoder": ["vae.post_quant_conv", "vae.decoder"],
+        }
+
+    def sensitive(self) -> dict[str, list[str]]:
+        return {
+            "encoder": ["vae.quant_conv", "vae.encoder.conv_out"],
+            "denoiser": ["unet.time_embedding.linear_1", "unet.conv_out"],
+            "decoder": ["vae.post_quant_conv", "vae.decoder.conv_out"],
         }
 
     def blocks(self) -> list[str]:

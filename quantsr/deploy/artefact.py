@@ -1,0 +1,184 @@
+"""The artefact: a folder with a calibrated student in packed codes, enough to run it without the teacher.
+
+student.safetensors   codes packed to b bits per weight, scales and zero points, input ranges, transforms, branches, and
+                      what was kept in full precision (in 16 bits where that loses nothing)
+config.json           the model without weights, what was done to each layer, how it was made, what was measured
+README.md             model card
+"""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from quantsr import __version__
+from quantsr.deploy.card import model_card
+from quantsr.deploy.pack import pack_bits, unpack_bits
+from quantsr.errors import UserError
+from quantsr.quant.affine import dequantize
+from quantsr.quant.layer import QuantizedLayer
+from quantsr.quant.parts import spread
+from quantsr.quant.prepare import Swap, apply_swap
+from quantsr.quant.recipe import AttentionRecipe, LayerRecipe
+from quantsr.quant.spec import AffineSpec
+from quantsr.teachers.base import Teacher
+from quantsr.teachers.files import build_teacher
+
+WEIGHTS, CONFIG = "student.safetensors", "config.json"
+FORMAT = 1
+
+
+def save_student(
+    student: Teacher, swaps: list[Swap], folder: str | Path, full_size: int, about: dict[str, Any]
+) -> dict[str, int]:
+    """Write a calibrated student to ``folder``.
+
+    Args:
+        student: all its quantized layers calibrated.
+        swaps: what :func:`prepare` did to it.
+        folder: replaced if it exists; it appears when it is complete.
+        full_size: number of the teacher's parameters.
+        about: how the student was made and what was measured; goes into config.json and the model card.
+
+    Returns:
+        Sizes in bytes: ``artefact`` (the weight file) and ``fp32`` (the teacher's parameters in float32).
+    """
+    folder = Path(folder)
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    recipes = list(dict.fromkeys(swap.recipe for swap in swaps if swap.recipe is not None))
+    save_file(_tensors(student), unfinished / WEIGHTS)
+    sizes = {"artefact": (unfinished / WEIGHTS).stat().st_size, "fp32": 4 * full_size}
+    config = {
+        "format": FORMAT,
+        "quantsr": __version__,
+        "model": student.config,
+        "recipes": [{"kind": type(recipe).__name__, **asdict(recipe)} for recipe in recipes],
+        "modules": {_key(s): recipes.index(s.recipe) for s in swaps if s.recipe is not None},
+        "bytes": sizes,
+        **about,
+    }
+    (unfinished / CONFIG).write_text(json.dumps(config, indent=1))
+    (unfinished / "README.md").write_text(model_card(config))
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+    return sizes
+
+
+def load_student(folder: str | Path) -> Teacher:
+    """The student of an artefact folder, or of the run folder that holds one: ``student(lq)`` super-resolves.
+
+    Its outputs are bit for bit those of the student that was saved.
+
+    Raises:
+        UserError: no artefact there, or one of a newer format.
+    """
+    config = read_config(folder)
+    student = build_teacher(**config["model"])
+    tensors = load_file(artefact_folder(folder) / WEIGHTS)
+    recipes = [_recipe(entry) for entry in config["recipes"]]
+    for key, number in config["modules"].items():
+        name, _, kind = key.partition(":")
+        apply_swap(student, Swap(name, kind, "", recipes[number]), seed=0)
+    for name, layer in student.named_modules():
+        if isinstance(layer, QuantizedLayer):
+            _unpack(layer, name, tensors)
+    missing, unexpected = student.load_state_dict({k: t.float() for k, t in tensors.items()}, strict=False)
+    # The bounds of packed weights are not stored: the codes say it all.
+    missing = [name for name in missing if ".weight_quantizer." not in name]
+    if missing or unexpected:
+        raise UserError(
+            f"{folder} does not fit its own configuration: missing {missing[:3]}, unexpected {unexpected[:3]}"
+        )
+    return student.freeze()
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The configuration of an artefact folder (or of the run folder that holds one).
+
+    Raises:
+        UserError: no artefact there, or one of a newer format.
+    """
+    path = artefact_folder(folder) / CONFIG
+    if not path.is_file():
+        raise UserError(
+            f"no artefact in {folder}: it needs {CONFIG} and {WEIGHTS}, as train.py writes them to RUN/artefact"
+        )
+    config = json.loads(path.read_text())
+    if config["format"] > FORMAT:
+        raise UserError(
+            f"{folder} has artefact format {config['format']}, this quantsr reads {FORMAT}: install a newer one"
+        )
+    return config
+
+
+def artefact_folder(folder: str | Path) -> Path:
+    """``folder`` itself or the ``artefact`` in it."""
+    folder = Path(folder).expanduser()
+    return folder / "artefact" if (folder / "artefact" / CONFIG).is_file() else folder
+
+
+def _tensors(student: nn.Module) -> dict[str, Tensor]:
+    """Everything to store, by name."""
+    tensors = dict(student.state_dict())
+    for name, layer in student.named_modules():
+        if isinstance(layer, QuantizedLayer):
+            for key in [key for key in tensors if key.startswith(f"{name}.weight_quantizer.")]:
+                del tensors[key]
+            del tensors[f"{name}.weight"]
+            tensors |= {f"{name}.{key}": tensor for key, tensor in _pack(layer).items()}
+    return {name: _shortest(tensor) for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def _pack(layer: QuantizedLayer) -> dict[str, Tensor]:
+    """The weight of a layer as codes of b bits, with what turns them back into values."""
+    spec, weight = layer.recipe.weight, layer.transformed_weight()
+    codes = layer.weight_quantizer.quantize(weight) - spec.qmin
+    scale, zero_point = layer.weight_quantizer.part_qparams(weight)
+    packed = {"codes": pack_bits(codes, spec.bits), "scale": scale, "zero_point": zero_point}
+    if layer.smoothing is not None and layer.smoothing.offset is not None:
+        packed["offset_response"] = layer.offset_response()
+    return {f"packed.{key}": tensor for key, tensor in packed.items()}
+
+
+def _unpack(layer: QuantizedLayer, name: str, tensors: dict[str, Tensor]) -> None:
+    """Freeze a layer with the weight that its packed codes stand for; takes them out of ``tensors``."""
+    packed = {
+        key: tensors.pop(f"{name}.packed.{key}", None) for key in ("codes", "scale", "zero_point", "offset_response")
+    }
+    spec, quantizer, shape = layer.recipe.weight, layer.weight_quantizer, layer.weight.shape
+    codes = unpack_bits(packed["codes"], spec.bits, shape).float() + spec.qmin
+    scale, zero_point = (
+        spread(packed[key].float(), spec.granularity, 1, quantizer.part_of, len(shape))
+        for key in ("scale", "zero_point")
+    )
+    response = packed["offset_response"]
+    layer.freeze(dequantize(codes, scale, zero_point), None if response is None else response.float())
+
+
+def _shortest(tensor: Tensor) -> Tensor:
+    """In 16 bits where that loses nothing (the packaged teacher's weights come from 16 bits), else as it is."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.float32 and torch.equal(tensor.half().float(), tensor):
+        return tensor.half()
+    return tensor.clone()
+
+
+def _key(swap: Swap) -> str:
+    """An attention module and a layer may not share a name, but a key says what it is all the same."""
+    return f"{swap.name}:{swap.kind}"
+
+
+def _recipe(entry: dict[str, Any]) -> LayerRecipe | AttentionRecipe:
+    """A recipe from its JSON."""
+    entry = dict(entry)
+    kind = {"LayerRecipe": LayerRecipe, "AttentionRecipe": AttentionRecipe}[entry.pop("kind")]
+    specs = {key: AffineSpec(**entry[key]) for key in ("weight", "act") if key in entry}
+    return kind(**{**entry, **specs})

@@ -1,0 +1,107 @@
+"""From a command line to a run: errors in one sentence, sweeps as one process a job."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from quantsr.errors import Interrupted, UserError
+
+USER, INTERRUPTED = 2, 130
+
+
+def command_line(main: Callable[[], None]) -> None:
+    """Run a Hydra main function; what the user can put right ends in one sentence on standard error and exit code 2."""
+    from hydra.errors import HydraException
+    from hydra.errors import InstantiationException as Failed
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to here.
+    try:
+        main()
+    except Interrupted as stop:
+        first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+        print(f"\n{stop}", file=sys.stderr)
+        sys.exit(INTERRUPTED if first else 0)  # A helper's non-zero exit would kill the main process.
+    except Failed as error:
+        # What a constructor refuses is the user's to change; anything else it raises is a bug.
+        reason = error.__cause__
+        if not isinstance(reason, UserError | ValueError):
+            raise
+        sys.exit(_say(reason))
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(_say(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(_say(f"cannot use {error.filename}: {error.strerror}"))
+
+
+def _say(error: object) -> int:
+    print(f"error: {str(error).strip()}", file=sys.stderr)
+    return USER
+
+
+def launch(cfg: DictConfig, command: str) -> None:
+    """Run one job: here, or in a process of its own when it belongs to a sweep.
+
+    A job on several devices starts helpers that repeat its command line; in a sweep that line would start the sweep again, and a
+    job that dies would take the sweep with it. So every job of a sweep is its own single run, with the job's overrides.
+    """
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
+        from quantsr import run
+
+        getattr(run, command)(cfg)
+        return
+    overrides = [override for override in hydra.overrides.task if not override.startswith("run_dir=")]
+    single = [sys.executable, sys.argv[0], *overrides, f"hydra.run.dir={_quoted(hydra.runtime.output_dir)}"]
+    code = subprocess.run(single, env={**os.environ, "HYDRA_FULL_ERROR": "0"}).returncode
+    if code:
+        Path(hydra.runtime.output_dir, "failed").write_text(f"exit code {code}: {' '.join(overrides)}\n")
+    if code == INTERRUPTED:
+        raise Interrupted(Path(hydra.runtime.output_dir, "checkpoints", "interrupted.ckpt"))
+
+
+def _quoted(path: str) -> str:
+    """A path as a Hydra value."""
+    return "'" + path.replace("'", "\\'") + "'"
+
+
+class SweepTable(Callback):
+    """Hydra callback: one table over all jobs when a sweep ends; failed jobs are named and make it exit with an error."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        jobs = sorted((p.parent for p in folder.glob("*/config.yaml")), key=lambda p: (len(p.name.split("_")[0]), p.name))
+        results = [(p.name, json.loads((p / "metrics.json").read_text())) for p in jobs if (p / "metrics.json").is_file()]
+        failed = sorted(p.parent.name for p in folder.glob("*/failed"))
+        if results:
+            _print_sweep(results)
+        print(f"sweep    {folder}")
+        if failed:
+            sys.exit(_say(f"{len(failed)} of {len(failed) + len(results)} jobs failed: {', '.join(failed)}"))
+
+
+def _print_sweep(results: list[tuple[str, dict[str, Any]]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="sweep", title_justify="left")
+    for heading in ("job", "PSNR-Y (dB)", "SSIM", "PSNR to the teacher (dB)", "teacher PSNR-Y", "MB"):
+        table.add_column(heading, justify="left" if heading == "job" else "right")
+    for name, values in results:
+        own = values.get("student", values["teacher"])
+        fidelity = f"{values['fidelity_psnr']:.2f}" if "fidelity_psnr" in values else ""
+        size = f"{values['bytes']['artefact'] / 1e6:.2f}" if "bytes" in values else ""
+        cells = (f"{own['psnr_y']:.2f}", f"{own['ssim']:.4f}", fidelity, f"{values['teacher']['psnr_y']:.2f}", size)
+        table.add_row(name, *cells)
+    Console().print(table)

@@ -1,0 +1,114 @@
+"""PassionSR (arXiv 2411.17106): learnable boundaries, learnable equivalent transforms, distributed calibration.
+
+    y = Qa((x - o) / s) * Qw(W s) + W * o + b          Qa(q d_qk) Qa(k / d_qk)^T, Qa(p d_vw) Qa(v / d_vw)
+
+The bounds of every quantizer are trained (LBQ, section 3.2), and so are s, o, d_qk and d_vw (LET, section 3.3). The parts are
+calibrated one after the other, encoder, denoiser, decoder, and in each first the transforms, then the bounds (DQC, section 3.4).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quantsr.methods.quantization import PARTS, QuantizationMethod
+from quantsr.methods.stages import Batch, Stage, drop_half_way
+from quantsr.quant.attention import PairScale
+from quantsr.quant.quantizer import Quantizer
+from quantsr.quant.recipe import AttentionRecipe, LayerRecipe
+from quantsr.quant.spec import AffineSpec, Bits
+from quantsr.quant.transforms import Smoothing
+from quantsr.teachers.base import Teacher
+
+
+class PassionSR(QuantizationMethod):
+    """LBQ, LET and DQC.
+
+    Args:
+        teacher, bits, parts, observation_steps, seed: see :class:`QuantizationMethod`.
+        alpha: exponent of the initial scales (section 4.1: 0.3).
+        steps: training steps of every stage (the paper: 2 epochs over 500 images).
+        transform_lr: Adam's learning rate for s, o, d_qk, d_vw.
+        bounds_lr: the same for the bounds. Both 1e-5 in the paper.
+        relative_lr: make learning rates relative to each tensor's size, see :class:`Stage` (the paper: no).
+        quantize_bias: quantize biases per tensor too, as the authors' code does.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        bits: Bits,
+        parts: Sequence[str] = PARTS,
+        observation_steps: int = 16,
+        alpha: float = 0.3,
+        steps: int = 1000,
+        transform_lr: float = 1e-5,
+        bounds_lr: float = 1e-5,
+        relative_lr: bool = False,
+        quantize_bias: bool = False,
+        seed: int = 0,
+    ):
+        self.alpha, self.quantize_bias = alpha, quantize_bias
+        self.stage_steps, self.transform_lr, self.bounds_lr, self.relative_lr = steps, transform_lr, bounds_lr, relative_lr
+        super().__init__(teacher, bits, parts, observation_steps, seed)
+
+    def layer_recipe(self, bits: Bits, part: str) -> LayerRecipe:
+        return LayerRecipe(
+            weight=AffineSpec(bits.weight, granularity="channel", range="learned"),
+            act=AffineSpec(bits.act, range="learned"),
+            smoothing=self.alpha,
+            offset=True,
+            channel_split=part == "denoiser",  # UNet layers are split, VAE layers are not.
+            quantize_bias=self.quantize_bias,
+        )
+
+    def attention_recipe(self, bits: Bits, part: str) -> AttentionRecipe:
+        return AttentionRecipe(act=AffineSpec(bits.act, range="learned"), smoothing=self.alpha)
+
+    def stages(self) -> list[Stage]:
+        losses = {"encoder": self.latent_loss, "denoiser": self.clean_latent_loss, "decoder": self.image_loss}
+        stages = self.observation_stages()
+        for part in self.parts:
+            for name, kinds, lr in (
+                ("transforms", (Smoothing, PairScale), self.transform_lr),
+                ("bounds", (Quantizer,), self.bounds_lr),
+            ):
+                trained = self.parameters_of(part, kinds)
+                schedule = (lr, drop_half_way, self.relative_lr)
+                stages.append(Stage(f"{part}.{name}", self.stage_steps, losses[part], trained, *schedule))
+        return stages
+
+    def parameters_of(self, part: str, kinds: tuple[type[nn.Module], ...]) -> list[nn.Parameter]:
+        """Parameters of all modules of some kinds in a part."""
+        owners = [self.student.get_submodule(prefix) for prefix in self.teacher.parts()[part]]
+        modules = [m for owner in owners for m in owner.modules() if isinstance(m, kinds)]
+        return [parameter for module in modules for parameter in module.parameters()]
+
+    # Each part is compared with the teacher's at its own output; what precedes it in the student is already quantized.
+
+    def latent_loss(self, batch: Batch) -> Tensor:
+        """Encoder: latent against latent."""
+        with torch.no_grad():
+            target = self.teacher.encode(batch["lq"])
+        return F.mse_loss(self.student.encode(batch["lq"]), target)
+
+    def clean_latent_loss(self, batch: Batch) -> Tensor:
+        """Denoiser: z_H against z_H, not epsilon against epsilon (section 3.4)."""
+        with torch.no_grad():
+            target = clean_latent(self.teacher, batch["lq"])
+            latent = self.student.encode(batch["lq"])
+        return F.mse_loss(self.student.clean(latent, self.student.denoise(latent)), target)
+
+    def image_loss(self, batch: Batch) -> Tensor:
+        """Decoder: image against image."""
+        with torch.no_grad():
+            target = self.teacher.decode(clean_latent(self.teacher, batch["lq"]))
+            latent = clean_latent(self.student, batch["lq"])
+        return F.mse_loss(self.student.decode(latent), target)
+
+
+def clean_latent(model: Teacher, lq: Tensor) -> Tensor:
+    """z_H of a model for a low-quality image."""
+    latent = model.encode(lq)
+    return model.clean(latent, model.denoise(latent))

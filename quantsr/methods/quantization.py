@@ -1,0 +1,137 @@
+"""What all quantization methods share: a student made from the teacher by rules, and the stages that find its ranges."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from quantsr.errors import UserError
+from quantsr.methods.base import StagedModule
+from quantsr.methods.stages import Batch, Stage
+from quantsr.quant.calibrate import mode, quantized_modules, settle, uncalibrated
+from quantsr.quant.layer import Mode
+from quantsr.quant.prepare import is_layer, prepare
+from quantsr.quant.recipe import AttentionRecipe, LayerRecipe, Rule
+from quantsr.quant.spec import Bits
+from quantsr.teachers.base import Teacher
+
+PARTS = ("encoder", "denoiser", "decoder")
+SENSITIVE_BITS = 8
+
+
+class QuantizationMethod(StagedModule):
+    """A method is a recipe for the layers of each part and the stages that calibrate them.
+
+    Args:
+        teacher: the full-precision model; the student shares its weights.
+        bits: bit widths of weights and activations.
+        parts: which of ``encoder``, ``denoiser`` and ``decoder`` are quantized.
+        observation_steps: calibration batches that ranges (and smoothing scales) are averaged over.
+        seed: of random rotations.
+
+    Raises:
+        UserError: no part, or an unknown one.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        bits: Bits,
+        parts: Sequence[str] = PARTS,
+        observation_steps: int = 16,
+        seed: int = 0,
+    ):
+        unknown = set(parts) - set(PARTS)
+        if unknown or not parts:
+            raise UserError(f"method.parts takes one or more of {list(PARTS)}, not {list(parts)}")
+        super().__init__(teacher, teacher.twin())
+        self.bits, self.observation_steps = bits, observation_steps
+        self.parts = [part for part in PARTS if part in parts]
+        self.swaps = prepare(self.student, self.rules(), seed)
+
+    @property
+    def student(self) -> Teacher:
+        """The quantized model."""
+        return self.model
+
+    def models(self) -> dict[str, Teacher]:
+        return {"teacher": self.teacher, "student": self.student}
+
+    # The recipe.
+
+    def layer_recipe(self, bits: Bits, part: str) -> LayerRecipe:
+        """How the layers of a part are quantized."""
+        raise NotImplementedError
+
+    def attention_recipe(self, bits: Bits, part: str) -> AttentionRecipe | None:
+        """How its attention products are quantized; None leaves them in full precision."""
+        return None
+
+    def rules(self) -> list[Rule]:
+        """Sensitive layers at 8 bits, the other layers of the chosen parts by the recipe, the rest kept."""
+        prefixes = self.teacher.parts()
+        rules = []
+        for part in self.parts:
+            at_least_8 = self.layer_recipe(self.bits.at_least(SENSITIVE_BITS), part)
+            rules += [Rule(name, at_least_8) for name in self.teacher.sensitive()[part]]
+            attention = self.attention_recipe(self.bits, part)
+            for prefix in prefixes[part]:
+                if is_layer(self.teacher.get_submodule(prefix)):
+                    if prefix not in self.teacher.sensitive()[part]:
+                        rules.append(Rule(prefix, self.layer_recipe(self.bits, part)))
+                    continue
+                rules.append(Rule(f"{prefix}.*", self.layer_recipe(self.bits, part)))
+                if attention is not None:
+                    rules.append(Rule(f"{prefix}.*", attention))
+        rest = [prefix for part in PARTS if part not in self.parts for prefix in prefixes[part]]
+        return rules + [Rule(f"{prefix}*") for prefix in rest]
+
+    # Calibration of ranges.
+
+    def observation_stages(self) -> list[Stage]:
+        """Smoothing scales (where the recipe has them) from full-precision inputs, then ranges of what they give."""
+        smooths = any(getattr(swap.recipe, "smoothing", None) is not None for swap in self.swaps)
+        smoothing = Stage("smoothing", self.observation_steps if smooths else 0, self.observe("observe_smoothing"))
+        ranges = Stage("ranges", self.observation_steps, self.observe("observe_ranges"), finish=self.check_calibrated)
+        return [smoothing, ranges]
+
+    def observe(self, what: Mode):
+        """A stage's step that only looks: the student runs in full precision and its observers take notes."""
+
+        def step(batch: Batch) -> None:
+            with torch.no_grad(), mode(self.student, what):
+                self.student(batch["lq"])
+            settle(self.student, joined_maximum)
+
+        return step
+
+    def check_calibrated(self) -> None:
+        """Refuse to go on when a layer has seen no data."""
+        missing = uncalibrated(quantized_modules(self.student))
+        if missing:
+            raise UserError(f"{len(missing)} layers never ran during calibration, the first: {', '.join(missing[:5])}")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Run the student once, so that scales per attention key get their length before optimizers see them."""
+        if stage == "fit":
+            lq = self.trainer.datamodule.calibration()[0]["lq"][None]
+            with torch.no_grad(), mode(self.student, "full_precision"):
+                self.student(lq.to(next(self.student.parameters()).device))
+
+    def summary(self) -> str:
+        layers = sum(isinstance(swap.recipe, LayerRecipe) for swap in self.swaps)
+        products = sum(isinstance(swap.recipe, AttentionRecipe) for swap in self.swaps)
+        quantized = f"{layers} layers and {products} attention products quantized at {self.bits} (simulated)"
+        return f"{super().summary()}\n{quantized}, parts: {', '.join(self.parts)}"
+
+    def identity(self) -> dict[str, Any]:
+        return {"method": type(self).__name__, "bits": str(self.bits), "parts": self.parts, **super().identity()}
+
+
+def joined_maximum(values: Tensor) -> Tensor:
+    """Element-wise maximum over all devices of the run."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values

@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from quantsr.quant.parts import extremes, groups, halves, spread
+
+
+@pytest.mark.parametrize("channels", range(1, 10))
+def test_halves_cover_the_channels_and_differ_by_one_at_most(channels):
+    sizes = halves(channels)
+    assert sum(sizes) == channels
+    assert max(sizes) - min(sizes) <= 1
+    assert len(sizes) == min(channels, 2)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "sizes"), [(8, 4, (4, 4)), (9, 4, (4, 4, 1)), (3, 4, (3,)), (4, 1, (1, 1, 1, 1))]
+)
+def test_the_last_group_takes_what_is_left(channels, size, sizes):
+    assert groups(channels, size) == sizes
+
+
+SHAPES = {"tokens": ((2, 5, 7), -1), "image": ((2, 7, 4, 3), 1), "clip": ((1, 7, 2, 3, 3), 1), "matrix": ((6, 7), 1)}
+SIZES = {"whole": (7,), "halves": (3, 4), "groups": (3, 3, 1)}
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "token"])
+def test_bounds_are_the_extremes_of_what_shares_them(granularity, sizes, shape, axis):
+    x = torch.randn(shape)
+    lower, upper = extremes(x, granularity, axis, sizes)
+
+    token_shape = list(shape)
+    token_shape[axis] = len(sizes)
+    expected = {"tensor": (len(sizes),), "channel": (shape[0], len(sizes)), "token": tuple(token_shape)}
+    assert lower.shape == upper.shape == expected[granularity]
+
+    # Every part taken by itself: its extremes, spread over its elements, enclose them and are met.
+    part_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)) if len(sizes) > 1 else None
+    low, high = (spread(t, granularity, axis, part_of, x.ndim).expand_as(x) for t in (lower, upper))
+    shared = {
+        "tensor": [d for d in range(x.ndim) if d != axis % x.ndim],
+        "channel": list(range(1, x.ndim)),
+        "token": [],
+    }
+    for xs, ls, hs in zip(*(t.split(sizes, axis) for t in (x, low, high)), strict=True):
+        dims = sorted({*shared[granularity], axis % x.ndim})
+        assert torch.equal(ls, xs.amin(dims, keepdim=True).expand_as(xs))
+        assert torch.equal(hs, xs.amax(dims, keepdim=True).expand_as(xs))
+
+
+def test_bounds_of_half_precision_are_float32():
+    lower, upper = extremes(torch.randn(4, 6).bfloat16(), "tensor", 1, (6,))
+    assert lower.dtype == upper.dtype == torch.float32

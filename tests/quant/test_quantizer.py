@@ -1,0 +1,238 @@
+"""Ranges: where bounds come from, which elements share them, and how they learn."""
+
+import pytest
+import torch
+
+from quantsr.quant.affine import dequantize, fake_quantize, qparams
+from quantsr.quant.calibrate import settle
+from quantsr.quant.parts import groups, halves
+from quantsr.quant.quantizer import Quantizer
+from quantsr.quant.spec import AffineSpec
+
+RANGES = pytest.mark.parametrize("range_kind", ["minmax", "learned", "step", "dynamic"])
+STATIC = pytest.mark.parametrize("range_kind", ["minmax", "learned", "step"])
+
+
+def fitted(spec: AffineSpec, x, sizes=(1,), axis=1, rows=1, **options) -> Quantizer:
+    """A quantizer that has seen one batch."""
+    quantizer = Quantizer(spec, sizes, axis, rows, **options)
+    quantizer.record(x)
+    settle(quantizer)
+    return quantizer
+
+
+@STATIC
+def test_the_range_is_unknown_before_calibration(range_kind):
+    quantizer = Quantizer(AffineSpec(4, range=range_kind))
+    assert not quantizer.calibrated
+    quantizer.record(torch.randn(2, 3))
+    assert not quantizer.calibrated
+    settle(quantizer)
+    assert quantizer.calibrated
+    assert quantizer.pending is None
+
+
+def test_a_dynamic_range_needs_no_calibration():
+    assert Quantizer(AffineSpec(4, range="dynamic")).calibrated
+
+
+@pytest.mark.parametrize("range_kind", ["minmax", "learned"])
+def test_the_first_batch_sets_the_bounds_to_its_extremes(range_kind):
+    x = torch.randn(4, 6)
+    quantizer = fitted(AffineSpec(4, range=range_kind), x)
+    assert (quantizer.lower.item(), quantizer.upper.item()) == (x.min().item(), x.max().item())
+
+
+@pytest.mark.parametrize("momentum", [0.95, 0.5])
+def test_later_batches_move_a_running_average(momentum):
+    quantizer = Quantizer(AffineSpec(4), momentum=momentum)
+    expected = None
+    for lower, upper in ((-1.0, 1.0), (-3.0, 0.5), (-0.1, 7.0)):
+        quantizer.record(torch.tensor([[lower, 0.0, upper]]))
+        settle(quantizer)
+        new = torch.tensor([lower, upper])
+        expected = new if expected is None else momentum * expected + (1 - momentum) * new
+        torch.testing.assert_close(torch.cat([quantizer.lower, quantizer.upper]), expected)
+
+
+def test_the_published_momentum_is_the_default():
+    assert Quantizer(AffineSpec(4)).momentum == 0.95
+
+
+def test_bounds_can_be_set_and_forget_what_was_there():
+    quantizer = fitted(AffineSpec(4), torch.randn(8, 8) * 100)
+    quantizer.set_bounds(torch.tensor([-1.0]), torch.tensor([2.0]))
+    assert (quantizer.lower.item(), quantizer.upper.item()) == (-1, 2)
+
+
+@RANGES
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_values_have_as_many_levels_as_the_bits_allow(bits, range_kind):
+    x = torch.linspace(-1, 2, 5000)[None]
+    y = fitted(AffineSpec(bits, range=range_kind), x)(x)
+    assert 2**bits - 1 <= len(y.unique()) <= 2**bits
+
+
+@RANGES
+@pytest.mark.parametrize("symmetric", [False, True], ids=["unsigned", "symmetric"])
+def test_values_are_what_the_codes_stand_for(range_kind, symmetric):
+    x = torch.randn(3, 50)
+    quantizer = fitted(AffineSpec(4, symmetric, range=range_kind), x)
+    codes = quantizer.quantize(x)
+    assert torch.equal(codes, codes.round())
+    assert codes.min() >= quantizer.spec.qmin
+    assert codes.max() <= quantizer.spec.qmax
+    assert torch.equal(quantizer(x), dequantize(codes, *quantizer.qparams(x)))
+
+
+@STATIC
+def test_the_state_is_all_there_is_to_a_static_range(range_kind):
+    x = torch.randn(5, 8)
+    trained = fitted(AffineSpec(4, granularity="channel", range=range_kind), x, (4, 4), rows=5)
+    fresh = Quantizer(trained.spec, (4, 4), rows=5)
+    fresh.load_state_dict(trained.state_dict())
+    assert torch.equal(fresh(x), trained(x))
+
+
+@STATIC
+def test_only_learned_ranges_have_parameters(range_kind):
+    names = {name for name, _ in Quantizer(AffineSpec(4, range=range_kind)).named_parameters()}
+    assert names == {"minmax": set(), "learned": {"lower", "upper"}, "step": {"scale"}}[range_kind]
+
+
+# Granularity.
+
+CUTS = {"whole": lambda c: (c,), "halves": halves, "groups_of_4": lambda c: groups(c, 4)}
+TENSORS = {"tokens": ((2, 5, 7), -1), "image": ((2, 7, 4, 3), 1), "even": ((2, 8, 4, 3), 1)}
+
+
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS.keys())
+@pytest.mark.parametrize(("shape", "axis"), TENSORS.values(), ids=TENSORS.keys())
+@pytest.mark.parametrize(
+    ("granularity", "range_kind"),
+    [("tensor", "minmax"), ("tensor", "learned"), ("tensor", "step"), ("tensor", "dynamic"), ("token", "dynamic")],
+)
+def test_parts_of_an_activation_are_quantized_each_by_itself(granularity, range_kind, shape, axis, cut):
+    x = torch.randn(shape) * torch.linspace(0.1, 5, shape[axis]).reshape(
+        [-1 if d == axis % len(shape) else 1 for d in range(len(shape))]
+    )
+    sizes, spec = cut(shape[axis]), AffineSpec(4, granularity=granularity, range=range_kind)
+    alone = [fitted(spec, piece, (piece.shape[axis],), axis)(piece) for piece in x.split(sizes, axis)]
+    assert torch.equal(fitted(spec, x, sizes, axis)(x), torch.cat(alone, axis))
+
+
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS.keys())
+@pytest.mark.parametrize("shape", [(6, 7), (6, 7, 3, 3), (1, 8, 1)], ids=str)
+@STATIC
+def test_rows_and_parts_of_a_weight_are_quantized_each_by_itself(range_kind, shape, cut):
+    w = torch.randn(shape)
+    sizes, spec = cut(shape[1]), AffineSpec(3, granularity="channel", range=range_kind)
+    together = fitted(spec, w, sizes, rows=shape[0])(w)
+    for row, quantized in zip(w, together, strict=True):
+        pieces = row[None].split(sizes, 1)
+        alone = [fitted(spec, piece, (piece.shape[1],), rows=1)(piece) for piece in pieces]
+        assert torch.equal(quantized[None], torch.cat(alone, 1))
+
+
+def test_tokens_do_not_see_each_other():
+    x = torch.randn(2, 5, 16)
+    louder = x.clone()
+    louder[1, 2] *= 1000
+    quantizer = Quantizer(AffineSpec(4, granularity="token", range="dynamic"), (16,), axis=-1)
+    same = torch.ones(2, 5, dtype=torch.bool)
+    same[1, 2] = False
+    assert torch.equal(quantizer(x)[same], quantizer(louder)[same])
+
+
+def test_a_dynamic_range_follows_the_tensor():
+    x, quantizer = torch.randn(4, 9), Quantizer(AffineSpec(4, range="dynamic"))
+    torch.testing.assert_close(quantizer(1000 * x), 1000 * quantizer(x))
+
+
+@RANGES
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_type_of_the_input_is_kept(dtype, range_kind):
+    x = torch.randn(4, 9).to(dtype)
+    assert fitted(AffineSpec(4, range=range_kind), x)(x).dtype == dtype
+
+
+@RANGES
+@pytest.mark.parametrize("value", [0.0, 2.5, -1e-3])
+def test_a_constant_tensor_stays_itself(range_kind, value):
+    x = torch.full((3, 4), value, requires_grad=True)
+    y = fitted(AffineSpec(4, range=range_kind), x)(x)
+    torch.testing.assert_close(y, x, rtol=1e-6, atol=1e-7)
+    y.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+# Learning.
+
+
+def test_both_learned_bounds_get_the_gradient_of_the_formulas():
+    x, cotangent = torch.randn(4, 6), torch.randn(4, 6)
+    quantizer = fitted(AffineSpec(3, granularity="channel", range="learned"), x, (3, 3), rows=4)
+    with torch.no_grad():
+        quantizer.lower.mul_(0.7)
+    (quantizer(x) * cotangent).sum().backward()
+    for half in (0, 1):
+        lower, upper = (b.detach()[:, half, None].clone().requires_grad_() for b in (quantizer.lower, quantizer.upper))
+        columns = slice(3 * half, 3 * half + 3)
+        y = fake_quantize(x[:, columns], *qparams(lower, upper, 0, 7), 0, 7)
+        (y * cotangent[:, columns]).sum().backward()
+        torch.testing.assert_close(quantizer.lower.grad[:, half, None], lower.grad)
+        torch.testing.assert_close(quantizer.upper.grad[:, half, None], upper.grad)
+
+
+STEPS = {  # granularity, sizes, rows: elements that share a step
+    "tensor": ("tensor", (1,), 1, 24 * 5),
+    "row": ("channel", (1,), 24, 5),
+    "row_and_half": ("channel", (2, 3), 24, 2),  # the two parts have 2.5 elements on average
+}
+
+
+@pytest.mark.parametrize(("granularity", "sizes", "rows", "n"), STEPS.values(), ids=STEPS.keys())
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_gradient_of_a_learned_step_is_scaled_as_lsq_says(bits, granularity, sizes, rows, n):
+    spec = AffineSpec(bits, symmetric=True, granularity=granularity, range="step")
+    x = torch.randn(24, 5)
+    quantizer = fitted(spec, x, sizes, rows=rows)
+    with torch.no_grad():
+        quantizer.scale.mul_(0.6)
+    quantizer(x).square().sum().backward()
+
+    step = quantizer.scale.detach().clone().requires_grad_()
+    spread = quantizer._spread(step, x)
+    fake_quantize(x, spread, torch.zeros_like(spread), spec.qmin, spec.qmax).square().sum().backward()
+    torch.testing.assert_close(quantizer.scale.grad, step.grad / (n * spec.qmax) ** 0.5)
+
+
+def test_scaling_the_gradient_of_a_step_does_not_change_its_value():
+    x = torch.randn(8, 8)
+    quantizer = fitted(AffineSpec(4, range="step"), x)
+    torch.testing.assert_close(quantizer.part_qparams(x)[0], quantizer.scale, rtol=1e-6, atol=0)
+
+
+def test_dynamic_bounds_have_no_gradient():
+    x = torch.randn(4, 9, requires_grad=True)
+    Quantizer(AffineSpec(4, range="dynamic"))(x).sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))  # All values lie inside their own bounds.
+
+
+@pytest.mark.parametrize("as_released", [False, True], ids=["as_published", "as_released"])
+def test_extreme_codes_pass_gradient_but_not_in_the_released_code(as_released):
+    x = torch.linspace(-1, 2, 31)[None].requires_grad_()
+    quantizer = fitted(AffineSpec(2, range="learned", as_released=as_released), x)
+    codes = quantizer.quantize(x)
+    quantizer(x).sum().backward()
+    extreme = (codes == 0) | (codes == 3)
+    assert extreme.any()
+    assert torch.equal(x.grad == 0, extreme & torch.tensor(as_released))
+
+
+def test_the_released_range_works_without_a_call_before():
+    x = torch.randn(3, 4)
+    spec = AffineSpec(4, range="learned", as_released=True)
+    loaded = Quantizer(spec)
+    loaded.load_state_dict(fitted(spec, x).state_dict())
+    assert loaded(x).isfinite().all()
