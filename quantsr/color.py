@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quantsr.errors import UserError
 
+COLOR_FIXES = ("none", "adain", "wavelet")
 VARIANCE_FLOOR = 1e-5  # keeps a flat channel from dividing by zero
 
 

@@ -39,8 +39,8 @@ class Report:
     """What was measured.
 
     Attributes:
-        rows: one dict an image: ``name``, then ``<model>.psnr_y``, ``<model>.ssim`` (Y channel against ground truth) and,
-            where there is a student, ``fidelity_psnr`` (RGB, student against teacher, dB).
+        rows: one dict an image: ``name``, then ``<model>.psnr_y``, ``<model>.ssim`` (Y channel against ground truth)
+            and, where there is a student, ``fidelity_psnr`` (RGB, student against teacher, dB).
         pictures: the first images' versions by caption, for a comparison sheet.
     """
 
@@ -60,9 +60,7 @@ class Report:
 
     def sheet(self) -> Any:
         """Comparison image of the first pictures: a row each, PSNR-Y under every version."""
-        notes = [
-            {m: f"{row[f'{m}.psnr_y']:.2f} dB" for m in self.models} for row in self.rows[: len(self.pictures)]
-        ]
+        notes = [{m: f"{row[f'{m}.psnr_y']:.2f} dB" for m in self.models} for row in self.rows[: len(self.pictures)]]
         return comparison_sheet(self.pictures, [row["name"] for row in self.rows[: len(self.pictures)]], notes)
 
     def write_csv(self, path: Path) -> None:
@@ -78,8 +76,8 @@ def measure(models: dict[str, Model], data: Dataset, scale: int, images_dir: Pat
     """Run models over a data set and compare with the ground truth, on 8-bit images.
 
     Args:
-        models: by name, each from ``(1, 3, h, w)`` on the CPU to the CPU (see :func:`on_device`); ``bicubic`` is added in front. If both ``teacher`` and ``student`` are there, their outputs are
-            compared too.
+        models: by name, each from ``(1, 3, h, w)`` on the CPU to the CPU (see :func:`on_device`); ``bicubic`` is
+            added in front. If both ``teacher`` and ``student`` are there, their outputs are compared too.
         data: samples ``{"lq", "gt", "name"}``.
         scale: upscaling factor.
         images_dir: where to save the last model's output for every image; None not to.

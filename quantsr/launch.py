@@ -53,8 +53,9 @@ def _say(error: object) -> int:
 def launch(cfg: DictConfig, command: str) -> None:
     """Run one job: here, or in a process of its own when it belongs to a sweep.
 
-    A job on several devices starts helpers that repeat its command line; in a sweep that line would start the sweep again, and a
-    job that dies would take the sweep with it. So every job of a sweep is its own single run, with the job's overrides.
+    A job on several devices starts helpers that repeat its command line; in a sweep that line would start the sweep
+    again, and a job that dies would take the sweep with it. So every job of a sweep is its own single run, with the
+    job's overrides.
     """
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.MULTIRUN:
@@ -77,18 +78,27 @@ def _quoted(path: str) -> str:
 
 
 class SweepTable(Callback):
-    """Hydra callback: one table over all jobs when a sweep ends; failed jobs are named and make it exit with an error."""
+    """Hydra callback: one table over all jobs when a sweep ends.
+
+    Failed jobs are named, and the sweep then exits with an error.
+    """
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        jobs = sorted((p.parent for p in folder.glob("*/config.yaml")), key=lambda p: (len(p.name.split("_")[0]), p.name))
-        results = [(p.name, json.loads((p / "metrics.json").read_text())) for p in jobs if (p / "metrics.json").is_file()]
+        jobs = sorted((path.parent for path in folder.glob("*/metrics.json")), key=lambda job: _number(job.name))
+        results = [(job.name, json.loads((job / "metrics.json").read_text())) for job in jobs]
         failed = sorted(p.parent.name for p in folder.glob("*/failed"))
         if results:
             _print_sweep(results)
         print(f"sweep    {folder}")
         if failed:
             sys.exit(_say(f"{len(failed)} of {len(failed) + len(results)} jobs failed: {', '.join(failed)}"))
+
+
+def _number(name: str) -> tuple[int, str]:
+    """Sort key of job folders, which begin with the job's number."""
+    number = name.partition("_")[0]
+    return (int(number) if number.isdecimal() else 0), name
 
 
 def _print_sweep(results: list[tuple[str, dict[str, Any]]]) -> None:

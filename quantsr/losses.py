@@ -7,8 +7,8 @@ from torch import Tensor, nn
 class EncoderFeatures(nn.Module):
     """Perceptual distance in the features of a frozen VAE encoder, where LPIPS' weights are not at hand.
 
-    The output of every resolution of the encoder is normalized over its channels (as LPIPS does, arXiv 1801.03924, eq. 1) and
-    compared by mean squared error.
+    The output of every resolution of the encoder is normalized over its channels (as LPIPS does, arXiv 1801.03924,
+    eq. 1) and compared by mean squared error.
 
     Args:
         encoder: diffusers' ``Encoder`` (``vae.encoder`` of a teacher); used frozen.

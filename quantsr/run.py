@@ -1,4 +1,7 @@
-"""The commands: ``train(cfg)`` and ``evaluate(cfg)`` instantiate, run and report. Only this module sees Hydra's configuration."""
+"""The commands: ``train(cfg)`` and ``evaluate(cfg)`` instantiate, run and report.
+
+Only this module sees Hydra's configuration.
+"""
 
 import json
 import logging
@@ -71,12 +74,12 @@ def build_trainer(cfg: DictConfig, folder: Path, trains: bool) -> lightning.Trai
     callbacks = [StageProgress(), SaveOnInterrupt(folder / "checkpoints" / "interrupted.ckpt")]
     if trains:
         every = cfg.checkpoint_every
-        callbacks.append(ModelCheckpoint(folder / "checkpoints", "step_{step}", every_n_train_steps=every, save_last=True))
+        callbacks.append(ModelCheckpoint(folder / "checkpoints", every_n_train_steps=every, save_last=True))
     loggers = [instantiate(logger) for logger in cfg.logger.values()]
     several = str(cfg.trainer.devices) not in ("1", "auto") or cfg.trainer.num_nodes > 1
     strategy = {"strategy": "ddp_find_unused_parameters_true"} if several else {}
-    checkpointing = {"enable_checkpointing": trains}
-    return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, default_root_dir=folder, **strategy, **checkpointing)
+    settings = {"default_root_dir": folder, "enable_checkpointing": trains, **strategy}
+    return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, **settings)
 
 
 def report(
@@ -84,7 +87,8 @@ def report(
 ) -> dict[str, Any]:
     """Measure, save and print what a finished run leaves."""
     method.eval().requires_grad_(False)
-    models = {name: on_device(model, method.device) for name, model in method.models().items()}
+    device = trainer.strategy.root_device
+    models = {name: on_device(model, device) for name, model in method.models().items()}
     measured = measure(models, data.validation(), method.teacher.scale)
     summary = measured.summary()
     measured.write_csv(folder / "images.csv")
@@ -125,7 +129,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Measure an artefact (or checkpoint) on a data set, or a folder of ready-made outputs against ground truth."""
     folder = Path(cfg.run_dir)
     if (cfg.artefact is None) == (cfg.outputs is None):
-        raise UserError("eval.py measures either artefact=FOLDER (or a checkpoint) or outputs=FOLDER: give one of the two")
+        raise UserError(
+            "eval.py measures either artefact=FOLDER (or a checkpoint) or outputs=FOLDER: give one of the two"
+        )
     if cfg.outputs is not None:
         measured = evaluate_outputs(cfg)
     else:

@@ -178,10 +178,10 @@ def _only(paths: list[Path], name: str, name_of: Callable[[Path], str]) -> Path:
 
 
 def realsr(root: str | Path, **options: Any) -> PairsDataModule:
-    """The RealSR benchmark as it is laid out on disk: folders ``LR`` and ``HR`` under ``root``; all pairs are for validation.
+    """The RealSR benchmark as it is laid out on disk; all pairs are for validation.
 
     Args:
-        root: holds the two folders.
+        root: holds the folders ``LR`` and ``HR``.
         **options: of :class:`PairsDataModule`.
     """
     return PairsDataModule(Path(root) / "LR", Path(root) / "HR", **{"validation_share": 1, **options})

@@ -28,7 +28,7 @@ def model_card(config: dict[str, Any]) -> str:
         'student = quantsr.load("this folder")  # (b, 3, h, w) RGB in [0, 1] -> (b, 3, 4h, 4w)',
         "```",
         "",
-        "Inference with this model is simulated quantization: weights are unpacked to float and activations rounded in float.",
+        "Inference is simulated quantization: weights are unpacked to float, activations are rounded in float.",
         "",
     ]
     return "\n".join(lines)

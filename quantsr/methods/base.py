@@ -5,7 +5,6 @@ from bisect import bisect_right
 from itertools import accumulate
 from typing import Any
 
-import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,9 +17,10 @@ from quantsr.teachers.base import Teacher
 class StagedModule(LightningModule):
     """Runs ``stages()`` in one fit: one progress bar, one curve, one checkpoint that resumes inside any stage.
 
-    Subclasses set ``teacher`` and ``model`` (what trains; its tensors that are the teacher's own are not checkpointed) and
-    implement ``stages``. Optimization is manual, with one optimizer a stage; the learning rate is a function of the step, and
-    the data of the step index, so that the optimizers' state and ``step_index`` are all there is to resume from.
+    Subclasses set ``teacher`` and ``model`` (what trains; its tensors that are the teacher's own are not
+    checkpointed) and implement ``stages``. Optimization is manual, with one optimizer a stage; the learning rate is a
+    function of the step, and the data of the step index, so that the optimizers' state and ``step_index`` are all
+    there is to resume from.
     """
 
     def __init__(self, teacher: Teacher, model: nn.Module):
@@ -109,8 +109,8 @@ class StagedModule(LightningModule):
     def _optimize(self, stage: Stage, step: int, loss: Tensor) -> None:
         if not math.isfinite(loss.item()):
             raise UserError(
-                f"the loss is {loss.item()} in stage {stage.name}, step {step + 1} of {stage.steps}: lower the stage's learning "
-                "rate; the last checkpoint is from before"
+                f"the loss is {loss.item()} in stage {stage.name}, step {step + 1} of {stage.steps}: "
+                "lower the stage's learning rate; the last checkpoint is from before"
             )
         optimizer = self._optimizer_of(stage)
         if step == 0:
@@ -165,4 +165,3 @@ class StagedModule(LightningModule):
         self.step_index = checkpoint["quantsr"]["step"]
         state = self.state_dict()
         checkpoint["state_dict"] |= {name: state[name] for name in self._teacher_keys()}
-

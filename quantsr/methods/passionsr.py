@@ -2,8 +2,9 @@
 
     y = Qa((x - o) / s) * Qw(W s) + W * o + b          Qa(q d_qk) Qa(k / d_qk)^T, Qa(p d_vw) Qa(v / d_vw)
 
-The bounds of every quantizer are trained (LBQ, section 3.2), and so are s, o, d_qk and d_vw (LET, section 3.3). The parts are
-calibrated one after the other, encoder, denoiser, decoder, and in each first the transforms, then the bounds (DQC, section 3.4).
+The bounds of every quantizer are trained (LBQ, section 3.2), and so are s, o, d_qk and d_vw (LET, section 3.3). The
+parts are calibrated one after the other, encoder, denoiser, decoder, and in each first the transforms, then the
+bounds (DQC, section 3.4).
 """
 
 from collections.abc import Sequence
@@ -50,7 +51,8 @@ class PassionSR(QuantizationMethod):
         seed: int = 0,
     ):
         self.alpha, self.quantize_bias = alpha, quantize_bias
-        self.stage_steps, self.transform_lr, self.bounds_lr, self.relative_lr = steps, transform_lr, bounds_lr, relative_lr
+        self.stage_steps, self.relative_lr = steps, relative_lr
+        self.transform_lr, self.bounds_lr = transform_lr, bounds_lr
         super().__init__(teacher, bits, parts, observation_steps, seed)
 
     def layer_recipe(self, bits: Bits, part: str) -> LayerRecipe:

@@ -1,4 +1,4 @@
-"""What all quantization methods share: a student made from the teacher by rules, and the stages that find its ranges."""
+"""What all quantization methods share: a student made from the teacher by rules, and stages that find its ranges."""
 
 from collections.abc import Sequence
 from typing import Any

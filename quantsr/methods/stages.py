@@ -36,10 +36,11 @@ class Stage:
         loss: the batch's loss; None where a stage only observes (then nothing is trained).
         parameters: what is trained; everything else is frozen meanwhile.
         lr: learning rate at schedule factor 1.
-        schedule: learning-rate factor as a function of the stage's progress in [0, 1). A pure function, so that there is
-            nothing to store in a checkpoint.
-        relative: make the learning rate of each tensor relative to its root mean square when the stage starts: bounds of weights
-            and of activations differ by orders of magnitude (our choice, for short runs). Tensors of zeros keep ``lr``.
+        schedule: learning-rate factor as a function of the stage's progress in [0, 1). A pure function, so that there
+            is nothing to store in a checkpoint.
+        relative: make the learning rate of each tensor relative to its root mean square when the stage starts: bounds
+            of weights and of activations differ by orders of magnitude (our choice, for short runs). Tensors of zeros
+            keep ``lr``.
         optimizer: builds the optimizer from parameters and ``lr``.
         max_norm: clip the gradient's norm, None to leave it.
         finish: called once after the last step.

@@ -28,7 +28,8 @@ class TeacherTraining(StagedModule):
         lr: peak learning rate of AdamW, warmed up and decayed by half a cosine.
         pixel: weight of the L1 distance between image and ground truth.
         feature: weight of the distance in frozen encoder features.
-        latent: weight of the squared distance between z_H and the ground truth's own latent (no gradient to the latter).
+        latent: weight of the squared distance between z_H and the ground truth's own latent (no gradient to the
+            latter).
         max_norm: gradient clipping.
     """
 

@@ -100,7 +100,8 @@ class Quantizer(nn.Module):
         spec = self.spec
         if spec.range == "step":
             weight = (max(1, x.numel() // max(1, self.scale.numel())) * spec.qmax) ** -0.5
-            return self.scale * weight + (self.scale * (1 - weight)).detach(), self.zero_point
+            value = self.scale.detach()
+            return value + weight * (self.scale - value), self.zero_point
         dynamic = spec.range == "dynamic"
         lower, upper = extremes(x, spec.granularity, self.axis, self.sizes) if dynamic else (self.lower, self.upper)
         scale, zero_point = qparams(lower, upper, spec.qmin, spec.qmax, spec.symmetric)

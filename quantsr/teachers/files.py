@@ -55,8 +55,8 @@ def load_teacher(weights: str | Path) -> OneStepTeacher:
 def build_teacher(seed: int = 0, **config: Any) -> OneStepTeacher:
     """A one-step teacher with random weights drawn from ``seed``: what ``method=teacher`` starts from.
 
-    The UNet's last convolution starts at zero, as in latent diffusion's own code: z_H is then z_L / sqrt(abar_t) at first, and
-    encoder and decoder learn to pass an image on from the first step.
+    The UNet's last convolution starts at zero, as in latent diffusion's own code: z_H is then z_L / sqrt(abar_t) at
+    first, and encoder and decoder learn to pass an image on from the first step.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,6 +1,6 @@
 """The one-step image teacher (OSEDiff, arXiv 2406.08177, in the prompt-free form of PassionSR, arXiv 2411.17106).
 
-    z_L = s * E(up(lq))      eps = UNet(z_L, t, c)      z_H = (z_L - sqrt(1 - abar_t) eps) / sqrt(abar_t)      sr = D(z_H / s)
+    z_L = s * E(up(lq))    eps = UNet(z_L, t, c)    z_H = (z_L - sqrt(1 - abar_t) eps) / sqrt(abar_t)    sr = D(z_H / s)
 
 with one constant prompt embedding c. The VAE and the UNet are diffusers' own classes at any size.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from quantsr.color import fix_color
+from quantsr.color import COLOR_FIXES, fix_color
 from quantsr.teachers.base import Teacher
 
 STABLE_DIFFUSION_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -27,10 +27,13 @@ class OneStepTeacher(Teacher):
         unet: arguments of diffusers' ``UNet2DConditionModel`` (epsilon prediction).
         timestep: the single step t, 0 to 999.
         schedule: arguments of diffusers' ``DDPMScheduler`` that define abar_t; Stable Diffusion's by default.
-        prompt_tokens: length of the constant prompt embedding ``(1, prompt_tokens, cross_attention_dim)``, which is part of
-            the weights.
+        prompt_tokens: length of the constant prompt embedding ``(1, prompt_tokens, cross_attention_dim)``, which is
+            part of the weights.
         color_fix: correction of the output's colours against the input: ``none``, ``adain`` or ``wavelet``.
         scale: upscaling factor.
+
+    Raises:
+        ValueError: a timestep that the schedule does not have, or an unknown colour correction.
     """
 
     def __init__(
@@ -44,6 +47,8 @@ class OneStepTeacher(Teacher):
         scale: int = 4,
     ):
         super().__init__()
+        if color_fix not in COLOR_FIXES:
+            raise ValueError(f"color_fix must be one of {COLOR_FIXES}, not {color_fix!r}")
         schedule = dict(schedule or STABLE_DIFFUSION_SCHEDULE)
         self.config = {
             "vae": dict(vae),
@@ -57,7 +62,10 @@ class OneStepTeacher(Teacher):
         self.vae = AutoencoderKL(**vae)
         self.unet = UNet2DConditionModel(**unet)
         self.timestep, self.color_fix, self.scale = timestep, color_fix, scale
-        abar = DDPMScheduler(**schedule).alphas_cumprod[timestep].item()
+        abars = DDPMScheduler(**schedule).alphas_cumprod
+        if not 0 <= timestep < len(abars):
+            raise ValueError(f"timestep must be from 0 to {len(abars) - 1}, not {timestep}")
+        abar = abars[timestep].item()
         self.signal, self.noise = math.sqrt(abar), math.sqrt(1 - abar)
         self.register_buffer("prompt_embedding", torch.randn(1, prompt_tokens, self.unet.config.cross_attention_dim))
 
@@ -101,7 +109,7 @@ class OneStepTeacher(Teacher):
         return self.vae.decode(latent / self.vae.config.scaling_factor, return_dict=False)[0] / 2 + 0.5
 
     def render(self, latent: Tensor, lq: Tensor) -> Tensor:
-        """z_H to the output image: decoded, cut to ``scale`` times the size of ``lq``, colours corrected; not clamped."""
+        """z_H to the output image: decoded, cut to ``scale`` times the size of ``lq``, colours corrected."""
         height, width = (self.scale * side for side in lq.shape[-2:])
         return fix_color(self.decode(latent)[..., :height, :width], self.upscale(lq), self.color_fix)
 

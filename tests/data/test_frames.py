@@ -140,10 +140,10 @@ class TestFramesDataModule:
         alone.steps = helped.steps = 3
         assert names_and_pixels(alone.train_dataloader()) == names_and_pixels(helped.train_dataloader())
 
-    def test_validation_goes_through_all_samples_in_order(self):
-        samples = list(Module().val_dataloader())
-        assert [sample["name"] for sample in samples] == [["image 0"], ["image 1"], ["image 2"]]
-        assert samples[0]["gt"].shape == (1, 3, 32, 64)
+    def test_validation_has_all_samples_in_order(self):
+        data = Module().validation()
+        assert [data[number]["name"] for number in range(len(data))] == ["image 0", "image 1", "image 2"]
+        assert data[0]["gt"].shape == (3, 32, 64)
 
     @pytest.mark.parametrize(
         ("stage", "loaded"),

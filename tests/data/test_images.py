@@ -84,4 +84,5 @@ def test_real_photographs_train_a_teacher(shared_data):
     module.steps = 2
     for batch in module.train_dataloader():
         assert batch["lq"].shape == (4, 3, 32, 32) and batch["gt"].shape == (4, 3, 128, 128)
-    assert {tuple(batch["gt"].shape[-2:]) for batch in module.val_dataloader()} == {(320, 480), (480, 320)}
+    held_out = module.validation()
+    assert {tuple(held_out[number]["gt"].shape[-2:]) for number in range(len(held_out))} == {(320, 480), (480, 320)}

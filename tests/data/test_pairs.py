@@ -96,8 +96,8 @@ class TestPairsDataModule:
         module.steps = 3
         for batch in module.train_dataloader():
             assert batch["lq"].shape == (2, 3, 16, 16) and batch["gt"].shape == (2, 3, 64, 64)
-        samples = list(module.val_dataloader())
-        assert len(samples) == 2 and samples[0]["gt"].shape == (1, 3, 96, 128)
+        data = module.validation()
+        assert len(data) == 2 and data[0]["gt"].shape == (3, 96, 128)
 
     def test_parts_do_not_overlap(self, folders):
         module = PairsDataModule(*folders, validation_share=0.5, crop=64)

@@ -132,9 +132,8 @@ def test_gradients_to_input_and_both_bounds_are_those_of_plain_autograd(bits, sy
     lower, upper = -0.5 - torch.rand(rows, 1), 0.5 + torch.rand(rows, 1)
 
     def ours(x, lower, upper):
-        return fake_quantize(
-            x, *qparams(lower, upper, spec.qmin, spec.qmax, symmetric), spec.qmin, spec.qmax, open_ends
-        )
+        scale, zero_point = qparams(lower, upper, spec.qmin, spec.qmax, symmetric)
+        return fake_quantize(x, scale, zero_point, spec.qmin, spec.qmax, open_ends)
 
     def reference(x, lower, upper):
         return plainly(x, lower, upper, spec, open_ends)
@@ -150,7 +149,7 @@ def test_gradients_to_input_and_both_bounds_are_those_of_plain_autograd(bits, sy
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_gradients_are_slopes_while_rounding_errors_stand_still(bits):
-    """Finite differences of the surrogate: straight-through rounding is adding a rounding error that does not change."""
+    """Finite differences of the surrogate: straight-through rounding adds a rounding error that stays."""
     n, x = 2**bits - 1, torch.randn(40, dtype=torch.float64)
     lower, upper = torch.tensor(-0.83, dtype=torch.float64), torch.tensor(1.21, dtype=torch.float64)
     scale = (upper - lower) / n

@@ -1,7 +1,7 @@
 """The layers compute what the authors' own code computed: outputs and gradients of the reference vectors.
 
-Agreement: within 1e-4 of the largest value, but for at most 0.1 % of the elements, which may be one quantization step off
-(halves are rounded differently).
+Agreement: within 1e-4 of the largest value, but for at most 0.1 % of the elements, which may be one quantization step
+off (halves are rounded differently).
 """
 
 from pathlib import Path

@@ -1,0 +1,140 @@
+"""The one-step teacher keeps the contract, at any image size, and names its modules truthfully."""
+
+import math
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from torch.testing import assert_close
+
+from quantsr.errors import UserError
+from quantsr.quant.prepare import is_layer
+from quantsr.teachers.files import build_teacher
+from tests.conftest import MICRO, micro_teacher
+
+SIZES = [(8, 8), (7, 9), (1, 1), (5, 16), (3, 2)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
+def test_output_is_four_times_the_input_and_in_range(teacher, size):
+    lq = torch.rand(2, 3, *size)
+    sr = teacher(lq)
+    assert sr.shape == (2, 3, 4 * size[0], 4 * size[1])
+    assert sr.min() >= 0 and sr.max() <= 1 and sr.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4], ids=lambda scale: f"scale {scale}")
+@pytest.mark.parametrize("color_fix", ["none", "adain", "wavelet"])
+def test_scale_and_colour_correction_are_arguments(scale, color_fix):
+    teacher = micro_teacher(scale=scale, color_fix=color_fix).freeze()
+    assert teacher(torch.rand(1, 3, 9, 11)).shape == (1, 3, 9 * scale, 11 * scale)
+
+
+def test_batch_does_not_matter(teacher, lq):
+    assert_close(teacher(lq), torch.cat([teacher(one[None]) for one in lq]), atol=1e-5, rtol=1e-5)
+
+
+def test_parts_in_a_row_are_the_whole(teacher, lq):
+    latent = teacher.encode(lq)
+    epsilon = teacher.denoise(latent)
+    assert epsilon.shape == latent.shape == (2, 4, 16, 16)
+    clean = teacher.clean(latent, epsilon)
+    assert teacher.decode(clean).shape == (2, 3, 32, 32)
+    assert torch.equal(teacher.render(clean, lq).clamp(0, 1), teacher(lq))
+
+
+@pytest.mark.parametrize("timestep", [0, 249, 999])
+def test_clean_latent_follows_the_schedule(timestep):
+    teacher = micro_teacher(timestep=timestep)
+    latent, epsilon = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    clean = teacher.clean(latent, epsilon)
+    # Noising z_H again with that epsilon leads back to z_L: z_L = sqrt(abar) z_H + sqrt(1 - abar) eps.
+    steps = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    assert_close(steps.add_noise(clean, epsilon, torch.tensor([timestep])), latent, atol=1e-4, rtol=1e-4)
+    abar = steps.alphas_cumprod[timestep].item()
+    assert_close(clean, (latent - math.sqrt(1 - abar) * epsilon) / math.sqrt(abar))
+
+
+def test_schedule_is_an_argument():
+    other = micro_teacher(schedule={"beta_start": 0.001, "beta_end": 0.01, "beta_schedule": "linear"})
+    assert other.signal != micro_teacher().signal
+
+
+def test_same_latent_every_time(teacher, lq):
+    assert torch.equal(teacher.encode(lq), teacher.encode(lq))
+
+
+def test_blocks_run_in_the_order_of_their_names(teacher, lq):
+    order = []
+    for name in teacher.blocks():
+        teacher.get_submodule(name).register_forward_pre_hook(lambda module, args, name=name: order.append(name))
+    teacher(lq)
+    assert order == teacher.blocks()
+
+
+@pytest.mark.parametrize("layers", [1, 2], ids=lambda layers: f"{layers} layers per block")
+def test_blocks_hold_all_layers_of_the_denoiser_but_the_time_embedding(layers):
+    teacher = micro_teacher(unet=MICRO["unet"] | {"layers_per_block": layers})
+    blocks = teacher.blocks()
+    denoiser = [f"unet.{name}" for name, module in teacher.unet.named_modules() if is_layer(module)]
+    owners = {name: [block for block in blocks if f"{name}.".startswith(f"{block}.")] for name in denoiser}
+    assert {name for name, own in owners.items() if not own} == {
+        "unet.time_embedding.linear_1",
+        "unet.time_embedding.linear_2",
+    }
+    assert all(len(own) <= 1 for own in owners.values())
+
+
+def test_parts_share_out_all_layers(teacher):
+    parts = teacher.parts()
+    assert list(parts) == ["encoder", "denoiser", "decoder"]
+    for name, module in teacher.named_modules():
+        if is_layer(module):
+            owners = [p for p, prefixes in parts.items() for x in prefixes if f"{name}.".startswith(f"{x}.")]
+            assert len(owners) == 1, f"{name} is in {owners}"
+
+
+def test_sensitive_layers_exist_in_their_parts(teacher):
+    for part, names in teacher.sensitive().items():
+        for name in names:
+            assert is_layer(teacher.get_submodule(name))
+            assert any(f"{name}.".startswith(f"{prefix}.") for prefix in teacher.parts()[part])
+
+
+def test_twin_is_the_same_memory_in_another_tree(teacher, lq):
+    twin = teacher.twin()
+    for (name, ours), (other, theirs) in zip(teacher.state_dict().items(), twin.state_dict().items(), strict=True):
+        assert name == other and ours.data_ptr() == theirs.data_ptr()
+    assert all(a is b for a, b in zip(teacher.parameters(), twin.parameters(), strict=True))
+    assert torch.equal(twin(lq), teacher(lq))
+    before = teacher(lq)
+    twin.unet.conv_out = torch.nn.Identity()
+    twin.vae.decoder.up_blocks[0].resnets[0].conv1 = torch.nn.Identity()
+    assert isinstance(teacher.unet.conv_out, torch.nn.Conv2d)
+    assert torch.equal(teacher(lq), before)
+
+
+def test_twin_of_a_frozen_teacher_is_frozen(teacher):
+    twin = teacher.twin()
+    assert not twin.training and not any(parameter.requires_grad for parameter in twin.parameters())
+
+
+def test_random_teacher_starts_with_no_epsilon_and_depends_on_its_seed_alone(lq):
+    first = build_teacher(3, **MICRO)
+    state = torch.random.get_rng_state()
+    second, other = build_teacher(3, **MICRO), build_teacher(4, **MICRO)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not first.denoise(first.encode(lq)).any()
+    assert torch.equal(first.vae.encoder.conv_in.weight, second.vae.encoder.conv_in.weight)
+    assert not torch.equal(first.vae.encoder.conv_in.weight, other.vae.encoder.conv_in.weight)
+
+
+def test_unknown_colour_correction_is_refused():
+    with pytest.raises((UserError, ValueError), match="color_fix"):
+        micro_teacher(color_fix="sepia")
+
+
+@pytest.mark.parametrize("timestep", [-1, 1000])
+def test_impossible_timestep_is_refused(timestep):
+    with pytest.raises((UserError, ValueError), match="timestep"):
+        micro_teacher(timestep=timestep)
