@@ -2,9 +2,9 @@
 
     python benchmarks/calibration.py [--rounds 5] [--json FILE]
 
-The model is a UNet of Stable Diffusion 2.1's shape at 0.3 of its width (78 million parameters), with random weights. A
-step is the forward pass of one latent, MSE to a random target, and the backward pass down to that latent. The optimizer's
-step is left out: it moves less than a percent of the parameters.
+The model is a UNet of Stable Diffusion 2.1's shape at 0.3 of its width (78 million parameters), with random weights.
+A step is the forward pass of one latent, MSE to a random target, and the backward pass down to that latent. The step of
+the optimizer is left out: it moves less than a percent of the parameters.
 
 Times are medians over rounds in which every case has its turn. Memory is the peak of resident memory (on Linux), each
 case in a process of its own, forked before anything is built: in one process the peak never comes down again.
@@ -89,8 +89,9 @@ class Measurement:
 
 
 class PlainLayer(nn.Module):
-    """What a calibrated layer computes, written out in differentiable operations: each keeps its tensors for backward, and
-    nothing is kept between steps.
+    """What a calibrated layer computes, written out in differentiable operations.
+
+    Each of them keeps its tensors for the backward pass, and nothing is kept between steps.
 
     Args:
         layer: with smoothing, offset and learned bounds.

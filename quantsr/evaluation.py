@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -41,12 +42,12 @@ class Report:
     Attributes:
         rows: one dict an image: ``name``, then ``<model>.psnr_y``, ``<model>.ssim`` (Y channel against ground truth)
             and, where there is a student, ``fidelity_psnr`` (RGB, student against teacher, dB).
-        pictures: the first images' versions by caption, for a comparison sheet.
+        pictures: some images' versions by caption, for a comparison sheet; by row number.
     """
 
     models: list[str]
     rows: list[dict[str, Any]] = field(default_factory=list)
-    pictures: list[dict[str, Tensor]] = field(default_factory=list)
+    pictures: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Means over the images, as in ``metrics.json``."""
@@ -58,10 +59,11 @@ class Report:
             result["fidelity_psnr"] = mean["fidelity_psnr"]
         return result | {"images": len(self.rows)}
 
-    def sheet(self) -> Any:
-        """Comparison image of the first pictures: a row each, PSNR-Y under every version."""
-        notes = [{m: f"{row[f'{m}.psnr_y']:.2f} dB" for m in self.models} for row in self.rows[: len(self.pictures)]]
-        return comparison_sheet(self.pictures, [row["name"] for row in self.rows[: len(self.pictures)]], notes)
+    def sheet(self) -> Image.Image:
+        """Comparison image of the pictures: a row each, PSNR-Y under every version."""
+        rows = [self.rows[number] for number in self.pictures]
+        notes = [{model: f"{row[f'{model}.psnr_y']:.2f} dB" for model in self.models} for row in rows]
+        return comparison_sheet(list(self.pictures.values()), [row["name"] for row in rows], notes)
 
     def write_csv(self, path: Path) -> None:
         """One line an image."""
@@ -84,6 +86,7 @@ def measure(models: dict[str, Model], data: Dataset, scale: int, images_dir: Pat
     """
     models = {"bicubic": lambda lq: bicubic(lq, scale), **models}
     report = Report(list(models))
+    shown = set(torch.linspace(0, len(data) - 1, min(SHEET_ROWS, len(data))).round().int().tolist())
     for sample in track(_samples(data), "measuring", total=len(data), console=Console(), transient=True):
         lq, gt, name = sample["lq"][None], sample["gt"][None], sample["name"]
         outputs = {model: as_saved(run(lq)) for model, run in models.items()}
@@ -92,9 +95,9 @@ def measure(models: dict[str, Model], data: Dataset, scale: int, images_dir: Pat
             row |= against_truth(model, sr, gt)
         if {"teacher", "student"} <= outputs.keys():
             row["fidelity_psnr"] = psnr(outputs["student"], outputs["teacher"]).item()
+        if len(report.rows) in shown:
+            report.pictures[len(report.rows)] = {"lq": lq[0], **{m: sr[0] for m, sr in outputs.items()}, "gt": gt[0]}
         report.rows.append(row)
-        if len(report.pictures) < SHEET_ROWS:
-            report.pictures.append({"lq": lq[0], **{m: sr[0] for m, sr in outputs.items()}, "gt": gt[0]})
         if images_dir is not None:
             images_dir.mkdir(parents=True, exist_ok=True)
             to_pil_image(sr[0]).save(images_dir / f"{name}.png")

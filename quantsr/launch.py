@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,20 @@ USER, INTERRUPTED = 2, 130
 
 def command_line(main: Callable[[], None]) -> None:
     """Run a Hydra main function; what the user can put right ends in one sentence on standard error and exit code 2."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to here.
+    with one_sentence():
+        main()
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turn what the user can put right, and a stop on request, into a message and an exit code."""
     from hydra.errors import HydraException
     from hydra.errors import InstantiationException as Failed
     from omegaconf.errors import OmegaConfBaseException
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to here.
     try:
-        main()
+        yield
     except Interrupted as stop:
         first = int(os.environ.get("LOCAL_RANK", "0")) == 0
         print(f"\n{stop}", file=sys.stderr)
@@ -34,7 +43,8 @@ def command_line(main: Callable[[], None]) -> None:
     except Failed as error:
         # What a constructor refuses is the user's to change; anything else it raises is a bug.
         reason = error.__cause__
-        if not isinstance(reason, UserError | ValueError):
+        unknown_key = isinstance(reason, TypeError) and "unexpected keyword" in str(reason)
+        if not (unknown_key or isinstance(reason, UserError | ValueError)):
             raise
         sys.exit(_say(reason))
     except (UserError, HydraException, OmegaConfBaseException) as error:
@@ -46,7 +56,11 @@ def command_line(main: Callable[[], None]) -> None:
 
 
 def _say(error: object) -> int:
-    print(f"error: {str(error).strip()}", file=sys.stderr)
+    # Hydra writes several lines: lists, a search path, its own types.
+    text = re.split(r"\n(?:Config search path|\s*full_key):", str(error).strip())[0]
+    for lines, joined in ((r":\n\s+", ": "), (r"\n\s+(?=\w)", ", "), (r"\.?\n+", "; ")):
+        text = re.sub(lines, joined, text)
+    print(f"error: {text}", file=sys.stderr)
     return USER
 
 
@@ -61,7 +75,8 @@ def launch(cfg: DictConfig, command: str) -> None:
     if hydra.mode != RunMode.MULTIRUN:
         from quantsr import run
 
-        getattr(run, command)(cfg)
+        with one_sentence():  # Inside Hydra too, which would put the whole command line above the sentence.
+            getattr(run, command)(cfg)
         return
     overrides = [override for override in hydra.overrides.task if not override.startswith("run_dir=")]
     single = [sys.executable, sys.argv[0], *overrides, f"hydra.run.dir={_quoted(hydra.runtime.output_dir)}"]

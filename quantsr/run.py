@@ -19,10 +19,12 @@ from quantsr.callbacks.interrupt import SaveOnInterrupt
 from quantsr.callbacks.progress import StageProgress
 from quantsr.data.frames import FramesDataModule
 from quantsr.data.pairs import match_folders
+from quantsr.data.sampling import check_batch_size
 from quantsr.deploy.artefact import load_student, read_config, save_student
 from quantsr.errors import UserError
 from quantsr.evaluation import Report, measure, measure_outputs, on_device, print_table
 from quantsr.methods.base import StagedModule
+from quantsr.methods.distributed import StagedDDP
 from quantsr.methods.quantization import QuantizationMethod
 from quantsr.teachers.files import load_teacher, save_teacher
 
@@ -45,6 +47,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         method.check_checkpoint(resume)
         data.start_step = resume["quantsr"]["step"]
     trainer = build_trainer(cfg, folder, method.trains)
+    check_batch_size(data.batch_size, trainer.world_size)
     if trainer.is_global_zero:
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
         print(f"{data.summary()}\n{method.summary()}")
@@ -62,6 +65,7 @@ def quiet() -> None:
         ".*does not have many workers.*",
         ".*LeafSpec.*is deprecated.*",
         ".*smaller than the logging interval.*",
+        ".*your dataloader is not resumable.*",  # Batches follow from the step that the run resumes at.
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -69,7 +73,7 @@ def quiet() -> None:
 def build_trainer(cfg: DictConfig, folder: Path, trains: bool) -> lightning.Trainer:
     """The Lightning trainer with the run's loggers, progress bar and checkpoints.
 
-    On several devices gradients go through DDP; which parameters take part changes from stage to stage.
+    On several devices gradients go through DDP, see :class:`StagedDDP`.
     """
     callbacks = [StageProgress(), SaveOnInterrupt(folder / "checkpoints" / "interrupted.ckpt")]
     if trains:
@@ -77,7 +81,7 @@ def build_trainer(cfg: DictConfig, folder: Path, trains: bool) -> lightning.Trai
         callbacks.append(ModelCheckpoint(folder / "checkpoints", every_n_train_steps=every, save_last=True))
     loggers = [instantiate(logger) for logger in cfg.logger.values()]
     several = str(cfg.trainer.devices) not in ("1", "auto") or cfg.trainer.num_nodes > 1
-    strategy = {"strategy": "ddp_find_unused_parameters_true"} if several else {}
+    strategy = {"strategy": StagedDDP()} if several else {}
     settings = {"default_root_dir": folder, "enable_checkpointing": trains, **strategy}
     return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, **settings)
 

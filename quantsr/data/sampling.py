@@ -8,6 +8,19 @@ import numpy as np
 from quantsr.errors import UserError
 
 
+def check_batch_size(batch_size: int, world_size: int) -> None:
+    """Refuse a batch that cannot be divided among the devices.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    if batch_size < 1 or batch_size % world_size:
+        raise UserError(
+            f"A batch size of {batch_size} cannot be divided among {world_size} devices: "
+            f"choose a multiple of {world_size}."
+        )
+
+
 class StepBatchSampler:
     """Batches of sample numbers, one per training step, for `DataLoader(batch_sampler=...)`.
 
@@ -39,11 +52,7 @@ class StepBatchSampler:
         rank: int = 0,
         world_size: int = 1,
     ):
-        if batch_size < 1 or batch_size % world_size:
-            raise UserError(
-                f"A batch size of {batch_size} cannot be divided among {world_size} devices: "
-                f"choose a multiple of {world_size}."
-            )
+        check_batch_size(batch_size, world_size)
         if size < 1:
             raise ValueError("cannot sample from an empty data set")
         self.size, self.batch_size, self.steps, self.seed = size, batch_size, steps, seed

@@ -7,13 +7,14 @@ from quantsr.quant.spec import AffineSpec, Bits
 
 
 class MinMax(QuantizationMethod):
-    """Weights per output channel, activations and attention products per tensor; running averages of the extremes."""
+    """Extremes of all calibration data: weights per output channel, activations and attention products per tensor."""
 
     def layer_recipe(self, bits: Bits, part: str) -> LayerRecipe:
-        return LayerRecipe(weight=AffineSpec(bits.weight, granularity="channel"), act=AffineSpec(bits.act))
+        weight = AffineSpec(bits.weight, granularity="channel", momentum=None)
+        return LayerRecipe(weight=weight, act=AffineSpec(bits.act, momentum=None))
 
     def attention_recipe(self, bits: Bits, part: str) -> AttentionRecipe:
-        return AttentionRecipe(act=AffineSpec(bits.act))
+        return AttentionRecipe(act=AffineSpec(bits.act, momentum=None))
 
     def stages(self) -> list[Stage]:
         return self.observation_stages()

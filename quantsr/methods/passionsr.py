@@ -32,7 +32,7 @@ class PassionSR(QuantizationMethod):
         steps: training steps of every stage (the paper: 2 epochs over 500 images).
         transform_lr: Adam's learning rate for s, o, d_qk, d_vw.
         bounds_lr: the same for the bounds. Both 1e-5 in the paper.
-        relative_lr: make learning rates relative to each tensor's size, see :class:`Stage` (the paper: no).
+        relative_lr: make both relative to each tensor's size, see :class:`Stage` (the paper: no).
         quantize_bias: quantize biases per tensor too, as the authors' code does.
     """
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 SMALLEST_SCALE = 1e-8
 """A constant tensor has l = u; this keeps its scale from being 0."""
@@ -65,43 +66,43 @@ def fake_quantize(
     return _FakeQuantize.apply(x, scale, zero_point, qmin, qmax, open_ends)
 
 
-def _inside(codes: Tensor, qmin: int, qmax: int, open_ends: bool) -> Tensor:
-    """Where the clamp lets the gradient of rounded codes through."""
-    return (codes > qmin) & (codes < qmax) if open_ends else (codes >= qmin) & (codes <= qmax)
-
-
 class _FakeQuantize(torch.autograd.Function):
-    """Keeps one byte per element (where the clamp was open), or, where scale or zero point train, ``x`` itself: the
-    codes are computed again from it in the backward pass, and ``x`` is often held by its producer anyway."""
+    """Keeps one byte per element (where the clamp was open) and, where the range trains, the slope to the scale.
+
+    Masks are computed with as floats: products of float and bool tensors are many times slower on a CPU.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, open_ends: bool
     ) -> Tensor:
-        ctx.limits = (qmin, qmax, open_ends)
-        ctx.learns_range = any(ctx.needs_input_grad[1:3])
-        codes = (x.float() / scale).round_().add_(zero_point)
-        if ctx.learns_range:
-            ctx.save_for_backward(x, scale, zero_point)
-        elif ctx.needs_input_grad[0]:
-            ctx.save_for_backward(_inside(codes, *ctx.limits))
-        return codes.clamp_(qmin, qmax).sub_(zero_point).mul_(scale).to(x.dtype)
+        learns, learns_range = any(ctx.needs_input_grad[:3]), any(ctx.needs_input_grad[1:3])
+        lowest, highest = qmin - zero_point, qmax - zero_point  # Codes are counted from the zero point here.
+        scaled = x.float() / scale
+        codes = scaled.round() if learns_range else scaled.round_()
+        clamped = torch.maximum(codes, lowest, out=None if learns else codes)
+        torch.minimum(clamped, highest, out=clamped)
+        if learns:
+            inside = codes.eq_(clamped)
+            if open_ends:
+                inside.mul_(clamped != lowest).mul_(clamped != highest)
+            # d x_hat / d scale = (q - zero_point) - [inside] x / scale
+            slope = torch.sub(clamped, scaled.mul_(inside), out=scaled) if learns_range else None
+            ctx.save_for_backward(inside.bool(), *((slope, scale) if learns_range else ()))
+            ctx.zero_point_shape = zero_point.shape
+        return clamped.mul_(scale).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if not ctx.learns_range:
-            (inside,) = ctx.saved_tensors
-            return grad * inside, None, None, None, None, None
-        x, scale, zero_point = ctx.saved_tensors
-        scaled = x.float() / scale
-        codes = scaled.round().add_(zero_point)
-        inside = _inside(codes, *ctx.limits)
-        grad_x = grad_scale = grad_zero_point = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad * inside
-        if ctx.needs_input_grad[1]:  # d x_hat / d scale = (q - zero_point) - [inside] x / scale
-            slope = codes.clamp_(*ctx.limits[:2]).sub_(zero_point).sub_(scaled.mul_(inside))
-            grad_scale = slope.mul_(grad).sum_to_size(scale.shape)
+        inside, *range_tensors = ctx.saved_tensors
+        grad_x = inside.to(grad.dtype).mul_(grad)
+        grad_scale = grad_zero_point = None
+        if not range_tensors:
+            return grad_x, None, None, None, None, None
+        slope, scale = range_tensors
+        if ctx.needs_input_grad[1]:
+            grad_scale = (slope * grad).sum_to_size(scale.shape)
         if ctx.needs_input_grad[2]:  # d x_hat / d zero_point = -[outside] scale
-            grad_zero_point = (grad * ~inside).mul_(scale).neg_().sum_to_size(zero_point.shape)
+            grad_zero_point = (grad_x - grad).mul(scale).sum_to_size(ctx.zero_point_shape)
         return grad_x, grad_scale, grad_zero_point, None, None, None

@@ -18,8 +18,9 @@ from quantsr.quant.layer import Mode
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import AttentionRecipe
 
-CHUNK = 2**23
-"""Attention probabilities held at a time (32 MiB in float32): memory grows with the tokens, not with their square."""
+CHUNK = 2**21
+"""Attention probabilities held at a time: memory grows with the tokens, not with their square. 8 MiB in float32 stay in
+the caches of a CPU during the many element-wise steps; with 32 MiB they take twice the time."""
 
 
 class PairScale(nn.Module):
@@ -48,7 +49,8 @@ class PairScale(nn.Module):
         """Give the scale its length, once."""
         if not self.scale.numel():
             with torch.inference_mode(False):
-                self.scale = nn.Parameter(self.scale.new_full((size,), torch.nan), self.scale.requires_grad)
+                # The same parameter, longer: a stage or an optimizer may hold it already.
+                self.scale.data = self.scale.data.new_full((size,), torch.nan)
 
     def record(self, a: Tensor, b: Tensor) -> None:
         """Note the magnitudes ``(n,)`` of both factors in a calibration batch; :meth:`absorb` takes them into d."""
@@ -194,7 +196,7 @@ class QuantizedAttention(nn.Module):
 
 def _softmax(q: Tensor, k: Tensor) -> Tensor:
     """Attention probabilities, normalized in float32."""
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return scores.softmax(-1, dtype=torch.float32)
 
 

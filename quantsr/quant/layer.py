@@ -60,8 +60,8 @@ class QuantizedLayer(nn.Module):
         self.input_quantizer = Quantizer(recipe.act, sizes, axis)
         self.weight_quantizer = Quantizer(recipe.weight, sizes, 1, rows)
         # Set by `freeze`: what is left of the weight when it is known only in its codes.
-        self.register_buffer("frozen_weight", None)
-        self.register_buffer("frozen_offset_response", None)
+        self.register_buffer("frozen_weight", None, persistent=False)
+        self.register_buffer("frozen_offset_response", None, persistent=False)
         self._cache: dict[str, tuple[Sequence[Tensor], list[tuple], Tensor]] = {}
         self.to(self.weight.device)
 
@@ -120,15 +120,14 @@ class QuantizedLayer(nn.Module):
             if self.mode != "full_precision":
                 self._observe(x)
             return self.operation(x, self.weight, self.bias)
-        y = _Product.apply(self, x, *self.trained()) if self._learns() else self._product(x)
-        bias = self.constant()
-        if bias is not None:
-            y = y + along(bias, self.operation.axis, y.ndim).to(y.dtype)
+        trained = self._learns()
+        y = _Product.apply(self, x, *trained) if trained else self._product(x)
+        constant = self._constant_output(x)
+        if constant is not None:
+            y = y.add_(constant.to(y.dtype))
         if self.low_rank is not None:
             down = self.operation(x, self.low_rank.down)
             y = y + self.operation.pointwise(down, self.low_rank.up)
-        if self.offset is not None:
-            y = y + self._offset_output(x).to(y.dtype)
         return y
 
     def _product(self, x: Tensor) -> Tensor:
@@ -145,10 +144,11 @@ class QuantizedLayer(nn.Module):
         sources = [*self.weight_sources(), *self.input_quantizer.parameters(), *offset]
         return [t for t in sources if t.requires_grad]
 
-    def _learns(self) -> bool:
-        # The released code's ranges remember the call before: there the product must not be computed twice.
-        repeatable = not (self.recipe.act.as_released or self.recipe.weight.as_released)
-        return torch.is_grad_enabled() and repeatable and bool(self.trained())
+    def _learns(self) -> list[Tensor]:
+        """What trains in the product at present, where the product may be computed twice."""
+        # Not so with the released code's ranges: they remember the call before.
+        as_released = self.recipe.act.as_released or self.recipe.weight.as_released
+        return self.trained() if torch.is_grad_enabled() and not as_released else []
 
     def constant(self) -> Tensor | None:
         """b + b_align, ``(out,)``, or None."""
@@ -172,14 +172,29 @@ class QuantizedLayer(nn.Module):
             raise ValueError(f"no offset in this recipe: {self.recipe}")
         w = self.weight if self.low_rank is None else self.low_rank.residual(self.weight)
         sources = [self.weight, offset, *([] if self.low_rank is None else self.low_rank.parameters())]
-        return self._cached("offset", sources, lambda: (w * along(offset, 1, w.ndim)).sum(1, keepdim=True))
 
-    def _offset_output(self, x: Tensor) -> Tensor:
-        """W * o: what the product loses when o is taken off the input. At the border, padding takes part of it away."""
+        def compute() -> Tensor:
+            rows, channels, *kernel = w.shape
+            with torch.autocast(w.device.type, enabled=False):
+                if w[0, 0].numel() == 1:
+                    return (w.flatten(1) @ offset).view(rows, 1, *kernel)
+                return torch.bmm(offset.expand(rows, 1, channels), w.flatten(2)).view(rows, 1, *kernel)
+
+        return self._cached("offset", sources, compute)
+
+    def _constant_output(self, x: Tensor) -> Tensor | None:
+        """b + b_align + W * o, broadcastable over the output, or None.
+
+        W * o is what the product loses when o is taken off the input. At the border, padding takes part of it away.
+        """
+        bias = self.constant()
+        if self.offset is None:
+            return None if bias is None else along(bias, self.operation.axis, x.ndim)
         response = self.offset_response()
         if self.operation.kind == "Linear":
-            return response[:, 0]
-        return self.operation(x.new_ones(1, 1, *x.shape[2:]), response.to(x.dtype))
+            return response[:, 0] if bias is None else response[:, 0] + bias
+        ones = response.new_ones(1, 1, *x.shape[2:])
+        return self.operation(ones, response, None if bias is None else bias.to(response.dtype))
 
     # Calibration and deployment.
 

@@ -50,7 +50,8 @@ class Operation:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.kind == "Linear":
-            return F.linear(x, weight, bias)
+            # Of an expanded tensor torch computes the product in another way while the weight trains: other last bits.
+            return F.linear(x.contiguous(), weight, bias)
         convolve = getattr(F, self.kind.lower())
         return convolve(x, weight, bias, self.stride, self.padding, self.dilation)
 

@@ -48,6 +48,30 @@ def extremes(x: Tensor, granularity: Granularity, axis: int, sizes: Sequence[int
     return torch.cat([f.min for f in found], axis), torch.cat([f.max for f in found], axis)
 
 
+def even(sizes: Sequence[int]) -> bool:
+    """Whether all parts have the same size: then they can be an axis of their own, ``x.unflatten(axis, (p, -1))``."""
+    return len(set(sizes)) == 1
+
+
+def beside(values: Tensor, granularity: Granularity, axis: int, ndim: int) -> Tensor:
+    """Values per part in a shape that broadcasts over a tensor whose even parts are an axis of their own.
+
+    No value is repeated, while :func:`spread` makes as many of them as a linear layer has weights.
+
+    Args:
+        values: one per part, in the shape given at the top of this file.
+        granularity: what shares bounds.
+        axis: the input-channel axis of the tensor.
+        ndim: number of axes of the tensor, without that of the parts.
+    """
+    if granularity == "token":
+        return values.unsqueeze(axis + 1 if axis >= 0 else axis)
+    if granularity == "channel":
+        return values.reshape(*values.shape, *(1 for _ in range(ndim - 1)))
+    after = ndim - axis if axis >= 0 else -axis
+    return values.reshape(-1, *(1 for _ in range(after)))
+
+
 def spread(values: Tensor, granularity: Granularity, axis: int, part_of: Tensor | None, ndim: int) -> Tensor:
     """Values per part in a shape that broadcasts over the tensor.
 

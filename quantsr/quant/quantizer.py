@@ -1,18 +1,18 @@
 """One quantizer: a number format with the state that its range needs.
 
-minmax    bounds as buffers, from calibration data (running average over batches)
+minmax    bounds as buffers, from calibration data
 learned   bounds as parameters (learnable boundary quantizer of PassionSR, section 3.2), initialized the same way
 step      the scale as a parameter, its gradient scaled by 1 / sqrt(n qmax) (LSQ, arXiv 1902.08153, eq. 2 to 4)
 dynamic   no state: bounds of the tensor itself, without gradient
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from quantsr.quant.affine import fake_quantize, qparams, quantize, round_through
-from quantsr.quant.parts import extremes, spread
+from quantsr.quant.parts import beside, even, extremes, spread
 from quantsr.quant.spec import AffineSpec
 
 
@@ -24,7 +24,6 @@ class Quantizer(nn.Module):
         sizes: channels of each part along ``axis``; bounds of different parts are independent.
         axis: the input-channel axis of the tensors to come.
         rows: output channels, for a weight; 1 for an activation.
-        momentum: weight of the past in the running average of bounds over batches (PassionSR, section 4.1: 0.95).
     """
 
     part_of: Tensor | None
@@ -33,16 +32,9 @@ class Quantizer(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(
-        self,
-        spec: AffineSpec,
-        sizes: Sequence[int] = (1,),
-        axis: int = 1,
-        rows: int = 1,
-        momentum: float = 0.95,
-    ):
+    def __init__(self, spec: AffineSpec, sizes: Sequence[int] = (1,), axis: int = 1, rows: int = 1):
         super().__init__()
-        self.spec, self.sizes, self.axis, self.momentum = spec, tuple(sizes), axis, momentum
+        self.spec, self.sizes, self.axis = spec, tuple(sizes), axis
         self.pending: Tensor | None = None
         part_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(self.sizes))
         self.register_buffer("part_of", part_of if len(sizes) > 1 else None, persistent=False)
@@ -75,18 +67,23 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def absorb(self, pending: Tensor) -> None:
-        """Average the extremes of one batch over all devices, as ``record`` noted them, into the range."""
+        """Take the extremes of one batch over all devices, as ``record`` noted them, into the range."""
         self.pending = None
         lower, upper = -pending[0], pending[1]
         if self.spec.range == "step":
             scale, zero_point = qparams(lower, upper, self.spec.qmin, self.spec.qmax, self.spec.symmetric)
-            first = self.scale.isnan()
-            self.scale.copy_(torch.where(first, scale, self.scale.lerp(scale, 1 - self.momentum)))
+            self.scale.copy_(self._joined(self.scale, scale, torch.maximum))
             self.zero_point.copy_(zero_point)
             return
-        for bound, new in ((self.lower, lower), (self.upper, upper)):
-            bound.copy_(torch.where(bound.isnan(), new, bound.lerp(new, 1 - self.momentum)))
+        self.lower.copy_(self._joined(self.lower, lower, torch.minimum))
+        self.upper.copy_(self._joined(self.upper, upper, torch.maximum))
         self._last_scale = (self.upper - self.lower).detach() / self.spec.qmax
+
+    def _joined(self, past: Tensor, new: Tensor, outer: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Past and new values as the running average, or as the outer of the two; new ones where there is no past."""
+        momentum = self.spec.momentum
+        joined = outer(past, new) if momentum is None else past.lerp(new, 1 - momentum)
+        return torch.where(past.isnan(), new, joined)
 
     @torch.no_grad()
     def set_bounds(self, lower: Tensor, upper: Tensor) -> None:
@@ -123,7 +120,12 @@ class Quantizer(nn.Module):
         return quantize(x, *self.qparams(x), self.spec.qmin, self.spec.qmax)
 
     def forward(self, x: Tensor) -> Tensor:
-        return fake_quantize(x, *self.qparams(x), self.spec.qmin, self.spec.qmax, self.spec.as_released)
+        spec = self.spec
+        if not even(self.sizes):
+            return fake_quantize(x, *self.qparams(x), spec.qmin, spec.qmax, spec.as_released)
+        scale, zero_point = (beside(t, spec.granularity, self.axis, x.ndim) for t in self.part_qparams(x))
+        parts = x.unflatten(self.axis, (len(self.sizes), -1))
+        return fake_quantize(parts, scale, zero_point, spec.qmin, spec.qmax, spec.as_released).view_as(x)
 
     def extra_repr(self) -> str:
         return str(self.spec) + (f", parts of {self.sizes}" if len(self.sizes) > 1 else "")

@@ -210,10 +210,11 @@ def test_one_byte_per_element_is_kept_while_only_the_input_learns(saved_bytes):
     assert saved_bytes(lambda: fake_quantize(x, torch.tensor(0.1), torch.tensor(3.0), 0, 15)) == x.numel()
 
 
-def test_nothing_but_the_input_is_kept_while_the_range_learns(saved_bytes):
+def test_five_bytes_per_element_are_kept_while_the_range_learns(saved_bytes):
     x, scale, zero_point = (
         torch.randn(32, 100, requires_grad=True),
         torch.tensor(0.1, requires_grad=True),
         torch.zeros(()),
     )
-    assert saved_bytes(lambda: fake_quantize(x, scale, zero_point, 0, 15), known=(x, scale, zero_point)) == 0
+    kept = saved_bytes(lambda: fake_quantize(x, scale, zero_point, 0, 15), known=(x, scale, zero_point))
+    assert kept == 5 * x.numel()  # A mask and the slope to the scale.

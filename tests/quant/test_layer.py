@@ -330,7 +330,6 @@ SOURCES = {
     "L1": lambda layer: change(layer.low_rank.L1),
     "L2": lambda layer: change(layer.low_rank.L2),
     "rotation": lambda layer: layer.rotation.set_matrices([torch.eye(4), torch.eye(4)]),
-    "rotation_set_twice": lambda layer: [layer.rotation.set_matrices([m, m]) for m in (-torch.eye(4), torch.eye(4))],
     "load": lambda layer: layer.load_state_dict({k: 0.5 * v for k, v in layer.state_dict().items()}),
     "to_other_memory": lambda layer: setattr(layer.weight, "data", 0.5 * layer.weight.data),
 }
@@ -347,6 +346,17 @@ def test_the_quantized_weight_is_kept_until_something_changes_it(image_layer, ca
     change_source(layer)
     assert not torch.equal(layer.quantized_weight(), kept)
     assert torch.equal(layer.quantized_weight(), layer.weight_quantizer(layer.transformed_weight()))
+
+
+def test_a_source_in_the_place_of_another_is_not_taken_for_it(image_layer, calibrate):
+    """A new tensor may get the address of one that is gone."""
+    module, x = image_layer
+    layer = make(module, x, {"rotation": True}, calibrate)
+    for _ in range(20):
+        layer.quantized_weight()
+        for _ in range(2):
+            layer.rotation.set_matrices([torch.randn(8, 8)])
+        assert torch.equal(layer.quantized_weight(), layer.weight_quantizer(layer.transformed_weight()))
 
 
 @pytest.mark.parametrize("name", ["weight_quantizer.lower", "smoothing.scale", "low_rank.L1"])

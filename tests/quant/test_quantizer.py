@@ -45,7 +45,7 @@ def test_the_first_batch_sets_the_bounds_to_its_extremes(range_kind):
 
 @pytest.mark.parametrize("momentum", [0.95, 0.5])
 def test_later_batches_move_a_running_average(momentum):
-    quantizer = Quantizer(AffineSpec(4), momentum=momentum)
+    quantizer = Quantizer(AffineSpec(4, momentum=momentum))
     expected = None
     for lower, upper in ((-1.0, 1.0), (-3.0, 0.5), (-0.1, 7.0)):
         quantizer.record(torch.tensor([[lower, 0.0, upper]]))
@@ -56,7 +56,15 @@ def test_later_batches_move_a_running_average(momentum):
 
 
 def test_the_published_momentum_is_the_default():
-    assert Quantizer(AffineSpec(4)).momentum == 0.95
+    assert AffineSpec(4).momentum == 0.95
+
+
+def test_without_momentum_a_range_holds_the_extremes_of_all_batches():
+    quantizer = Quantizer(AffineSpec(4, momentum=None))
+    for low, high in ((-1.0, 2.0), (-3.0, 1.0), (0.0, 1.5)):
+        quantizer.record(torch.tensor([low, high]))
+        settle(quantizer)
+    assert (quantizer.lower.item(), quantizer.upper.item()) == (-3.0, 2.0)
 
 
 def test_bounds_can_be_set_and_forget_what_was_there():

@@ -1,0 +1,149 @@
+"""Every option of every config group composes, and builds what it names."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning import Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from quantsr.data.frames import FramesDataModule
+from quantsr.methods.base import StagedModule
+from quantsr.quant.spec import Bits
+from quantsr.teachers.base import Teacher
+from tests.conftest import ROOT
+
+CONF = ROOT / "conf"
+FOLDERS = ["data.root=/images", "data.lq=/lq", "data.gt=/gt"]
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def configuration(*overrides: str, name: str = "train") -> DictConfig:
+    """What the command would run with, its run folder aside."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(name, list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+    OmegaConf.set_struct(cfg, False)
+    cfg.run_dir = "/nowhere"
+    del cfg["hydra"]
+    return cfg
+
+
+def resolved(cfg: DictConfig) -> dict:
+    """All values; the name, which asks Hydra what was chosen, too."""
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def test_every_folder_is_a_group_of_the_command_line():
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    assert groups >= {"bits", "data", "experiment", "logger", "method", "teacher", "trainer"}
+
+
+@pytest.mark.parametrize("bits", options("bits"))
+def test_bits(bits):
+    built = instantiate(configuration(f"bits={bits}").bits)
+    assert isinstance(built, Bits) and str(built) == bits
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"), [(["bits.weight=3", "bits.act=5"], Bits(3, 5)), (["bits=w8a8", "bits.act=16"], Bits(8, 16))]
+)
+def test_any_pair_of_bits(overrides, expected):
+    assert instantiate(configuration(*overrides).bits) == expected
+
+
+@pytest.mark.parametrize("method", options("method"))
+def test_method(method, teacher):
+    cfg = configuration(f"method={method}", "bits=w3a5")
+    built = instantiate(cfg.method, teacher=teacher)
+    assert isinstance(built, StagedModule) and built.steps > 0
+    assert resolved(cfg)["name"] == f"{method}_w3a5_tiny_image"
+
+
+@pytest.mark.parametrize("teacher", options("teacher"))
+def test_teacher(teacher):
+    built = instantiate(configuration(f"teacher={teacher}").teacher)
+    assert isinstance(built, Teacher) and built.scale == 4
+
+
+@pytest.mark.parametrize("data", options("data"))
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_data(command, data):
+    node = OmegaConf.load(CONF / "data" / f"{data}.yaml")
+    folders = [option for option in FOLDERS if option.split("=")[0].removeprefix("data.") in node]
+    built = instantiate(configuration(f"data={data}", *folders, name=command).data)
+    assert isinstance(built, FramesDataModule) and built.seed == 0
+
+
+@pytest.mark.parametrize("trainer", options("trainer"))
+def test_trainer(trainer):
+    cfg = configuration(f"trainer={trainer}", "trainer.accelerator=cpu")
+    assert isinstance(instantiate(cfg.trainer, logger=False, enable_checkpointing=False), Trainer)
+
+
+@pytest.mark.parametrize("logger", options("logger"))
+def test_logger(logger, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    cfg = configuration(f"logger={logger}")
+    cfg.run_dir = str(tmp_path)
+    built = {name: instantiate(node) for name, node in cfg.logger.items()}
+    assert "csv" in built
+    assert Path(built["csv"].log_dir) == tmp_path
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_experiment(experiment):
+    text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+    assert text.startswith("# @package _global_")
+    cfg = configuration(f"experiment={experiment}", "data.root=/images")
+    assert resolved(cfg)["method"]["_target_"].startswith("quantsr.")
+
+
+def test_defaults_are_the_demo():
+    cfg = resolved(configuration())
+    assert cfg["method"]["_target_"].endswith("PassionSR")
+    assert (cfg["bits"]["weight"], cfg["bits"]["act"]) == (4, 4)
+    assert cfg["teacher"]["weights"] == "tiny_image" and cfg["data"]["_target_"].endswith("PhotosDataModule")
+
+
+def test_seed_reaches_everything_that_draws():
+    cfg = resolved(configuration("seed=7"))
+    assert cfg["data"]["seed"] == cfg["method"]["seed"] == 7
+
+
+def modules_after(code: str, *names: str) -> list[str]:
+    """Which of the modules are loaded after running ``code`` in a fresh interpreter."""
+    program = f"import sys; {code}; print([name for name in {names} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    return eval(done.stdout)
+
+
+def test_importing_the_package_is_light():
+    heavy = ("torch", "lightning", "hydra", "diffusers", "pyiqa", "wandb", "transformers", "numpy")
+    assert modules_after("import quantsr", *heavy) == []
+
+
+@pytest.mark.slow
+def test_importing_the_run_loads_nothing_that_it_may_not_need():
+    assert modules_after("import quantsr.run", "torch", "pyiqa", "wandb") == ["torch"]
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_help_is_quick_and_shows_the_groups(script):
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    assert seconds < 2.5
+    for word in ("photos", "realsr", *(["passionsr", "w4a4"] if script == "train.py" else [])):
+        assert word in done.stdout

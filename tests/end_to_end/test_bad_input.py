@@ -1,0 +1,127 @@
+"""What the user can put right is said in one sentence, with exit code 2."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import picture
+
+MINMAX = ["method=minmax"]
+
+
+def assert_refused(result, *texts: str) -> None:
+    """Exit code 2, and one line on standard error that holds the texts."""
+    assert result.code == 2, result.err
+    (message,) = result.err.splitlines()
+    assert message.startswith("error: "), message
+    assert "Traceback" not in result.err + result.out
+    for text in texts:
+        assert text in message, message
+
+
+@pytest.fixture
+def train(run, micro, tmp_path):
+    """A function that runs ``train.py`` on the micro set-up with more options."""
+
+    def train(*options: str, folder: Path = tmp_path / "run"):
+        return run("train.py", *micro, f"hydra.run.dir={folder}", *options)
+
+    return train
+
+
+CASES = {
+    "missing data folder": (["data.root=/nowhere"], ["No image folder at /nowhere"]),
+    "missing teacher weights": (["teacher.weights=/nowhere.safetensors"], ["no teacher weights at /nowhere"]),
+    "unknown bits": (["bits=w9a9"], ["w9a9", "w4a4"]),
+    "impossible bits": (["bits.weight=9"], ["bits.weight must be", "from 2 to 8, not 9"]),
+    "unknown method": (["method=magic"], ["magic", "passionsr"]),
+    "unknown key": (["method.stepz=3"], ["stepz"]),
+    "unknown key that is added": (["+method.stepz=3"], ["stepz"]),
+    "unknown part": (["method.parts=[denoizer]"], ["method.parts takes", "denoizer"]),
+    "missing checkpoint": (["ckpt_path=/nowhere.ckpt"], ["no checkpoint at ckpt_path=/nowhere.ckpt"]),
+    "crop that does not divide": (["data.crop=30"], ["30 pixels does not divide by the scale 4"]),
+    "no root": (["data.root=???"], ["data.root"]),
+    "broken command line": (["method.parts=[denoiser"], ["[denoiser"]),
+}
+
+
+@pytest.mark.parametrize(("options", "texts"), CASES.values(), ids=CASES)
+def test_train(train, options, texts):
+    assert_refused(train(*MINMAX, *options), *texts)
+
+
+def test_nothing_is_read_before_the_checkpoint_is_known_to_be_there(train):
+    assert_refused(train(*MINMAX, "ckpt_path=/nowhere.ckpt", "data.root=/nowhere"), "ckpt_path")
+
+
+def test_batch_that_devices_cannot_share(train):
+    assert_refused(train(*MINMAX, "data.batch_size=3", "trainer.devices=2"), "3 cannot be divided among 2 devices")
+
+
+def test_folder_of_corrupt_images(train, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(b"no image")
+    result = train(*MINMAX, f"data.root={folder}")
+    assert result.code == 2
+    *named, message = result.err.splitlines()
+    assert message.startswith("error: ") and f"in {folder} can be used" in message
+    assert "not readable" in message and "Traceback" not in result.err
+    assert all("skipped" in line for line in named)
+
+
+def test_one_corrupt_image_among_good_ones_is_named_and_left_out(train, image_folder, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    picture(9).save(folder / "9.png")
+    (folder / "9.png").write_bytes((folder / "9.png").read_bytes()[:200])
+    result = train(*MINMAX, f"data.root={folder}")
+    assert result.code == 0, result.err
+    assert "skipped 9.png: not readable" in result.out + result.err
+    assert "1 files skipped" in result.out
+
+
+def test_run_folder_that_cannot_be_made(train, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert_refused(train(*MINMAX, folder=tmp_path / "file" / "run"), f"cannot use {tmp_path / 'file'}")
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint"], ids=["empty", "text"])
+def test_garbage_checkpoint(train, tmp_path, content):
+    (tmp_path / "a.ckpt").write_bytes(content)
+    assert_refused(train(*MINMAX, f"ckpt_path={tmp_path / 'a.ckpt'}"), "a.ckpt is not a readable checkpoint")
+
+
+def test_checkpoint_of_something_else(train, tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "a.ckpt")
+    assert_refused(train(*MINMAX, f"ckpt_path={tmp_path / 'a.ckpt'}"), "a.ckpt is not a checkpoint of quantsr")
+
+
+def test_checkpoint_of_another_method(train, trained):
+    last = next((trained[0] / "checkpoints").glob("*.ckpt"))
+    assert_refused(train(*MINMAX, f"ckpt_path={last}"), "method = PassionSR, this run has MinMax")
+
+
+def test_loss_that_is_no_number(train):
+    result = train("method.steps=4", "method.transform_lr=1e20", "method.relative_lr=false")
+    assert_refused(result, "stage encoder.transforms")
+
+
+class TestEval:
+    @pytest.mark.parametrize("options", [[], ["artefact=a", "outputs=b"]], ids=["neither", "both"])
+    def test_one_of_artefact_and_outputs(self, run, tmp_path, options):
+        assert_refused(run("eval.py", *options, f"hydra.run.dir={tmp_path}"), "give one of the two")
+
+    def test_missing_artefact(self, run, tmp_path):
+        assert_refused(run("eval.py", "artefact=/nowhere", f"hydra.run.dir={tmp_path}"), "no artefact in /nowhere")
+
+    def test_missing_checkpoint(self, run, tmp_path):
+        result = run("eval.py", "artefact=/nowhere/last.ckpt", f"hydra.run.dir={tmp_path}")
+        assert_refused(result, "no checkpoint at", "/nowhere/last.ckpt")
+
+    def test_outputs_need_ground_truth(self, run, image_folder, tmp_path):
+        result = run("eval.py", f"outputs={image_folder}", f"hydra.run.dir={tmp_path}")
+        assert_refused(result, "data.gt=FOLDER")

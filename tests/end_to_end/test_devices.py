@@ -1,0 +1,52 @@
+"""Two devices give what one gives at the same global batch, up to float error; sweeps on two run each job once."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+pytestmark = pytest.mark.slow
+TWO = "trainer.devices=2"
+
+
+def packed(folder: Path):
+    return load_file(folder / "artefact" / "student.safetensors")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [["method=minmax"], ["method=passionsr", "method.steps=3", "method.parts=[decoder]"]],
+    ids=["minmax", "passionsr"],
+)
+def test_two_devices_are_as_one(run, run_alone, micro, tmp_path, method):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run("train.py", *micro, *method, "bits=w8a8", f"hydra.run.dir={one}").code == 0
+    result = run_alone("train.py", *micro, *method, "bits=w8a8", TWO, f"hydra.run.dir={two}")
+    assert result.code == 0, result.err
+    assert result.out.count("metrics  ") == 1 and result.err == ""
+    ours, theirs = packed(two), packed(one)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        if name.endswith(".codes"):
+            assert (ours[name] != tensor).float().mean() < 0.02, name
+        elif not name.endswith("zero_point"):  # They may round to a neighbour.
+            assert_close(ours[name].float(), tensor.float(), atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    figures = [json.loads((folder / "metrics.json").read_text()) for folder in (one, two)]
+    for model in ("teacher", "student"):
+        assert figures[1][model]["psnr_y"] == pytest.approx(figures[0][model]["psnr_y"], abs=0.1)
+
+
+def test_a_sweep_on_two_devices_runs_each_job_once(run_alone, micro, tmp_path):
+    sweep = tmp_path / "sweep"
+    result = run_alone("train.py", "-m", *micro, "method=minmax", "bits=w4a4,w8a8", TWO, f"hydra.sweep.dir={sweep}")
+    assert result.code == 0, result.err
+    jobs = sorted(path.name for path in sweep.iterdir() if path.is_dir())
+    assert jobs == ["0_minmax_w4a4_tiny_image", "1_minmax_w8a8_tiny_image"]
+    assert result.out.count("metrics  ") == 2
+    assert result.out.count(f"sweep    {sweep}") == 1
+    assert [json.loads((sweep / job / "artefact" / "config.json").read_text())["bits"] for job in jobs] == [
+        "w4a4",
+        "w8a8",
+    ]

@@ -1,0 +1,122 @@
+"""A run of ``train.py`` leaves what it says; sweeps make a folder a job and one table."""
+
+import csv
+import json
+
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+import quantsr
+
+
+def test_folder_of_a_run(trained):
+    folder, _ = trained
+    names = {path.name for path in folder.iterdir()}
+    expected = "artefact checkpoints comparison.png config.yaml images.csv metrics.csv metrics.json .hydra"
+    assert names >= set(expected.split())
+    assert not [path for path in folder.rglob("*unfinished*")]
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_metrics(trained):
+    folder, result = trained
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert list(metrics) == ["bicubic", "teacher", "student", "fidelity_psnr", "images", "bytes"]
+    for model in ("bicubic", "teacher", "student"):
+        assert set(metrics[model]) == {"psnr_y", "ssim"}
+        assert f"{metrics[model]['psnr_y']:.2f}" in result.out and f"{metrics[model]['ssim']:.4f}" in result.out
+    assert f"{metrics['fidelity_psnr']:.2f}" in result.out
+    assert metrics["images"] == 2
+    size = (folder / "artefact" / "student.safetensors").stat().st_size
+    assert metrics["bytes"]["artefact"] == size
+    assert f"{size / 1e6:.2f} MB packed" in result.out
+    rows = list(csv.DictReader((folder / "images.csv").open()))
+    mean = sum(float(row["student.psnr_y"]) for row in rows) / len(rows)
+    assert mean == pytest.approx(metrics["student"]["psnr_y"])
+
+
+def test_terminal(trained):
+    folder, result = trained
+    for text in ("smoothing 2, ranges 2, encoder.transforms 2", "at w6a6", "decoder.bounds: done, 2 steps", "loss 0."):
+        assert text in result.out
+    for name in ("artefact", "comparison.png", "metrics.json"):
+        assert str(folder / name) in result.out
+    assert result.err == ""
+
+
+def test_losses_are_logged(trained):
+    folder, _ = trained
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert any(row.get("loss") for row in rows)
+    assert any(row.get("student/psnr_y") for row in rows)
+
+
+def test_configuration_is_whole_and_says_what_was_given(trained, teacher_file):
+    cfg = OmegaConf.load(trained[0] / "config.yaml")
+    assert cfg.seed == 3 and cfg.method.steps == 2 and cfg.bits.weight == 6
+    assert cfg.teacher.weights == str(teacher_file)
+    assert "${" not in (trained[0] / "config.yaml").read_text()
+
+
+def test_comparison_shows_all_versions(trained):
+    with Image.open(trained[0] / "comparison.png") as sheet:
+        assert sheet.width > 5 * 64
+
+
+def test_artefact_says_how_it_was_made(trained):
+    config = json.loads((trained[0] / "artefact" / "config.json").read_text())
+    assert (config["method"], config["bits"], config["data"]) == ("PassionSR", "w6a6", "ImagesDataModule")
+    assert config["config"]["seed"] == 3
+    assert "PSNR" in (trained[0] / "artefact" / "README.md").read_text()
+    assert quantsr.load(trained[0]).scale == 4
+
+
+def test_the_same_seed_gives_the_same_result(trained, run, micro, tmp_path):
+    options = ["method.steps=2", "bits=w6a6", "seed=3", f"hydra.run.dir={tmp_path}"]
+    assert run("train.py", *micro, *options).code == 0
+    ours, theirs = ((f / "artefact" / "student.safetensors").read_bytes() for f in (tmp_path, trained[0]))
+    assert ours == theirs
+
+
+def test_a_teacher_is_trained_and_used(run, run_alone, micro, image_folder, tmp_path):
+    tiny = [option for option in micro if not option.startswith(("teacher", "method"))]
+    small = [
+        "teacher=one_step",
+        "teacher.vae.block_out_channels=[8,8,8]",
+        "teacher.vae.norm_num_groups=4",
+        "teacher.unet.block_out_channels=[8,16]",
+        "teacher.unet.norm_num_groups=4",
+    ]
+    result = run("train.py", *tiny, "method=teacher", "method.steps=3", *small, f"hydra.run.dir={tmp_path / 't'}")
+    assert result.code == 0, result.err
+    weights = tmp_path / "t" / "teacher.safetensors"
+    metrics = json.loads((tmp_path / "t" / "metrics.json").read_text())
+    assert list(metrics) == ["bicubic", "teacher", "images"]
+    options = ["method=minmax", "method.observation_steps=1", f"teacher.weights={weights}"]
+    assert run("train.py", *tiny, *options, f"hydra.run.dir={tmp_path / 's'}").code == 0
+
+
+@pytest.mark.slow
+def test_a_sweep_makes_a_folder_a_job_and_one_table(run_alone, micro, tmp_path):
+    result = run_alone(
+        "train.py", "-m", *micro, "method=minmax", "bits=w4a4,w8a8", f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    )
+    assert result.code == 0, result.err
+    jobs = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert jobs == ["0_minmax_w4a4_tiny_image", "1_minmax_w8a8_tiny_image"]
+    for job in jobs:
+        assert (tmp_path / "sweep" / job / "metrics.json").is_file()
+        assert result.out.count(f"metrics  {tmp_path / 'sweep' / job}") == 1
+    tail = result.out[result.out.rindex("sweep\n") :] if "sweep\n" in result.out else result.out
+    assert all(job in tail for job in jobs)
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_is_named_and_does_not_stop_the_others(run_alone, micro, tmp_path):
+    sweep = tmp_path / "sweep"
+    result = run_alone("train.py", "-m", *micro, "method=minmax", "data.crop=30,32", f"hydra.sweep.dir={sweep}")
+    assert result.code == 2
+    assert "error: 1 of 2 jobs failed: 0_minmax" in result.err
+    assert "Traceback" not in result.err
+    assert len(list(sweep.glob("*/metrics.json"))) == 1

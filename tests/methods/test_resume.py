@@ -1,0 +1,90 @@
+"""A run stopped after any step and resumed ends in the same parameters, bit for bit."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from quantsr.methods.minmax import MinMax
+from quantsr.methods.passionsr import PassionSR
+from quantsr.methods.teacher import TeacherTraining
+from tests.conftest import micro_teacher
+
+STAGES = [
+    "smoothing",
+    "ranges",
+    "encoder.transforms",
+    "encoder.bounds",
+    "denoiser.transforms",
+    "denoiser.bounds",
+    "decoder.transforms",
+    "decoder.bounds",
+]
+
+
+class SaveInside(Callback):
+    """Saves a checkpoint in every stage: after its first step, so in its middle; and on its border, in its end."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.stage = module.stage
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        step = module.locate(module.step_index - 1)[1]
+        if step == 0:
+            trainer.save_checkpoint(self.folder / f"{self.stage.name}.ckpt")
+        if step == self.stage.steps - 1:
+            trainer.save_checkpoint(self.folder / f"{self.stage.name}-end.ckpt")
+
+
+def state(method) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in method.model.state_dict().items()}
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert list(ours) == list(theirs)
+    different = [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])]
+    assert not different, f"{len(different)} tensors differ, the first: {different[:3]}"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Checkpoints of a whole run and what it ended in, once per method."""
+    return {}, tmp_path_factory.mktemp("checkpoints")
+
+
+def run_whole(whole, name, method, fit):
+    ends, root = whole
+    folder = root / name
+    if name not in ends:
+        fit(method, SaveInside(folder))
+        ends[name] = state(method)
+    return ends[name], folder
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "ranges-end", "encoder.transforms-end", "decoder.bounds-end"])
+def test_passionsr(whole, build_method, fit, stage):
+    options = {"steps": 2}
+    end, folder = run_whole(whole, "passionsr", build_method(PassionSR, **options), fit)
+    resumed = build_method(PassionSR, **options)
+    torch.manual_seed(123)  # Chance has no say.
+    fit(resumed, ckpt_path=folder / f"{stage}.ckpt")
+    assert_same(state(resumed), end)
+
+
+def test_minmax(whole, build_method, fit):
+    end, folder = run_whole(whole, "minmax", build_method(MinMax), fit)
+    resumed = build_method(MinMax)
+    fit(resumed, ckpt_path=folder / "ranges.ckpt")
+    assert_same(state(resumed), end)
+
+
+def test_teacher(whole, fit):
+    def build():
+        return TeacherTraining(micro_teacher(), steps=4, feature=0.1, latent=0.1)
+
+    end, folder = run_whole(whole, "teacher", build(), lambda *a, **o: fit(*a, random_crops=True, **o))
+    resumed = build()
+    fit(resumed, ckpt_path=folder / "teacher.ckpt", random_crops=True)
+    assert_same(state(resumed), end)
