@@ -26,6 +26,7 @@ from quantsr.evaluation import Report, measure, measure_outputs, on_device, prin
 from quantsr.methods.base import StagedModule
 from quantsr.methods.distributed import StagedDDP
 from quantsr.methods.quantization import QuantizationMethod
+from quantsr.teachers.base import Teacher
 from quantsr.teachers.files import load_teacher, save_teacher
 
 
@@ -41,7 +42,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     resume = read_checkpoint(cfg.ckpt_path) if cfg.ckpt_path else None
     data: FramesDataModule = instantiate(cfg.data)
     data.setup("fit")
-    method: StagedModule = instantiate(cfg.method, teacher=instantiate(cfg.teacher))
+    method: StagedModule = instantiate(cfg.method, teacher=build_teacher(cfg))
     data.steps = method.steps
     if resume is not None:
         method.check_checkpoint(resume)
@@ -53,6 +54,11 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         print(f"{data.summary()}\n{method.summary()}")
     trainer.fit(method, datamodule=data, ckpt_path=cfg.ckpt_path)
     return report(cfg, folder, method, data, trainer) if trainer.is_global_zero else None
+
+
+def build_teacher(cfg: DictConfig) -> Teacher:
+    """The teacher of a configuration, from plain lists and dicts: its arguments are written to its file."""
+    return instantiate(cfg.teacher, _convert_="all")
 
 
 def quiet() -> None:
@@ -178,7 +184,7 @@ def load_checkpoint_models(path: Path) -> tuple[Any, Any]:
     if not config.is_file():
         raise UserError(f"a checkpoint is read with its run's configuration, which is not at {config}")
     cfg = OmegaConf.load(config)
-    teacher = instantiate(cfg.teacher)
+    teacher = build_teacher(cfg)
     method = instantiate(cfg.method, teacher=teacher)
     method.on_load_checkpoint(checkpoint)
     method.load_state_dict(checkpoint["state_dict"])

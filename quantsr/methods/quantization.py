@@ -12,7 +12,7 @@ from quantsr.methods.base import StagedModule
 from quantsr.methods.stages import Batch, Stage
 from quantsr.quant.calibrate import mode, quantized_modules, settle, uncalibrated
 from quantsr.quant.layer import Mode
-from quantsr.quant.prepare import is_layer, prepare
+from quantsr.quant.prepare import is_attention, prepare
 from quantsr.quant.recipe import AttentionRecipe, LayerRecipe, Rule
 from quantsr.quant.spec import Bits
 from quantsr.teachers.base import Teacher
@@ -78,13 +78,11 @@ class QuantizationMethod(StagedModule):
             rules += [Rule(name, at_least_8) for name in self.teacher.sensitive()[part]]
             attention = self.attention_recipe(self.bits, part)
             for prefix in prefixes[part]:
-                if is_layer(self.teacher.get_submodule(prefix)):
-                    if prefix not in self.teacher.sensitive()[part]:
-                        rules.append(Rule(prefix, self.layer_recipe(self.bits, part)))
-                    continue
-                rules.append(Rule(f"{prefix}.*", self.layer_recipe(self.bits, part)))
-                if attention is not None:
-                    rules.append(Rule(f"{prefix}.*", attention))
+                owner = self.teacher.get_submodule(prefix)
+                if prefix not in self.teacher.sensitive()[part]:
+                    rules.append(Rule(f"{prefix}*", self.layer_recipe(self.bits, part)))
+                if attention is not None and any(map(is_attention, owner.modules())):
+                    rules.append(Rule(f"{prefix}*", attention))
         rest = [prefix for part in PARTS if part not in self.parts for prefix in prefixes[part]]
         return rules + [Rule(f"{prefix}*") for prefix in rest]
 

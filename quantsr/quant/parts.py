@@ -65,11 +65,12 @@ def beside(values: Tensor, granularity: Granularity, axis: int, ndim: int) -> Te
         ndim: number of axes of the tensor, without that of the parts.
     """
     if granularity == "token":
-        return values.unsqueeze(axis + 1 if axis >= 0 else axis)
+        return values.unsqueeze(axis % ndim + 1)
+    shape = [1] * (ndim + 1)
+    shape[axis % ndim] = values.shape[-1]
     if granularity == "channel":
-        return values.reshape(*values.shape, *(1 for _ in range(ndim - 1)))
-    after = ndim - axis if axis >= 0 else -axis
-    return values.reshape(-1, *(1 for _ in range(after)))
+        shape[0] = len(values)
+    return values.reshape(shape)
 
 
 def spread(values: Tensor, granularity: Granularity, axis: int, part_of: Tensor | None, ndim: int) -> Tensor:

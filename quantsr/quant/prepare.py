@@ -59,7 +59,9 @@ def prepare(model: nn.Module, rules: Sequence[Rule], seed: int = 0) -> list[Swap
     Raises:
         ValueError: a layer that no rule matches, or a rule that decides nothing.
     """
-    swaps, unmatched = [], []
+    swaps: list[Swap] = []
+    unmatched: list[str] = []
+    used: set[int] = set()
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, QuantizedLayer) or not (is_layer(module) or is_attention(module)):
             continue
@@ -68,10 +70,11 @@ def prepare(model: nn.Module, rules: Sequence[Rule], seed: int = 0) -> list[Swap
             if is_layer(module):
                 unmatched.append(name)
             continue
+        used.add(id(rule))
         swaps.append(Swap(name, type(module).__name__, rule.pattern, rule.recipe))
     if unmatched:
         raise ValueError(f"no rule says what to do with {len(unmatched)} layers: {', '.join(unmatched[:5])} ...")
-    idle = [rule.pattern for rule in rules if rule.pattern not in {swap.rule for swap in swaps}]
+    idle = [rule.pattern for rule in rules if id(rule) not in used]
     if idle:
         raise ValueError(f"rules that decide nothing (no module of that name, or an earlier rule wins): {idle}")
     for swap in swaps:

@@ -63,10 +63,10 @@ def test_any_pair_of_bits(overrides, expected):
 
 @pytest.mark.parametrize("method", options("method"))
 def test_method(method, teacher):
-    cfg = configuration(f"method={method}", "bits=w3a5")
+    cfg = configuration(f"method={method}", "bits=w3a3")
     built = instantiate(cfg.method, teacher=teacher)
     assert isinstance(built, StagedModule) and built.steps > 0
-    assert resolved(cfg)["name"] == f"{method}_w3a5_tiny_image"
+    assert resolved(cfg)["name"] == f"{method}_w3a3_tiny_image"
 
 
 @pytest.mark.parametrize("teacher", options("teacher"))
@@ -79,7 +79,7 @@ def test_teacher(teacher):
 @pytest.mark.parametrize("command", ["train", "eval"])
 def test_data(command, data):
     node = OmegaConf.load(CONF / "data" / f"{data}.yaml")
-    folders = [option for option in FOLDERS if option.split("=")[0].removeprefix("data.") in node]
+    folders = [option for option in FOLDERS if option.split("=")[0].removeprefix("data.") in list(node)]
     built = instantiate(configuration(f"data={data}", *folders, name=command).data)
     assert isinstance(built, FramesDataModule) and built.seed == 0
 

@@ -79,8 +79,8 @@ def student_of(teacher: Teacher, rules: list[Rule], lq: torch.Tensor) -> tuple[T
     return student, swaps
 
 
-def saved(student: Teacher, swaps: list[Swap], teacher: Teacher, folder, **about) -> dict[str, int]:
-    return save_student(student, swaps, folder, sum(p.numel() for p in teacher.parameters()), about)
+def saved(student: Teacher, swaps: list[Swap], teacher: Teacher, folder, about=None) -> dict[str, int]:
+    return save_student(student, swaps, folder, sum(p.numel() for p in teacher.parameters()), about or {})
 
 
 def assert_same_outputs(student: Teacher, loaded: Teacher) -> None:
@@ -143,7 +143,7 @@ def artefact(teacher, lq, tmp_path):
         "data": "images",
         "metrics": {"student": {"psnr_y": 25.125, "ssim": 0.75}, "fidelity_psnr": 31.5},
     }
-    saved(student, swaps, teacher, tmp_path / "run" / "artefact", **about)
+    saved(student, swaps, teacher, tmp_path / "run" / "artefact", about)
     return tmp_path / "run" / "artefact", student
 
 

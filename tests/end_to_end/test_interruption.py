@@ -46,10 +46,9 @@ def assert_same(tensors, others) -> None:
     assert all(equal(tensor, others[name]) for name, tensor in tensors.items())
 
 
-@pytest.mark.parametrize("stage", ["decoder.transforms", "decoder.bounds"])
-def test_killed_in_a_stage(start, run, options, undisturbed, tmp_path, stage):
+def test_killed_in_a_stage(start, run, options, undisturbed, tmp_path):
     process = start("train.py", *options, f"hydra.run.dir={tmp_path / 'killed'}")
-    wait_for(process, f" {stage}, loss")
+    wait_for(process, " decoder.bounds, loss")
     process.send_signal(signal.SIGKILL)
     process.wait(30)
     last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
@@ -61,16 +60,15 @@ def test_killed_in_a_stage(start, run, options, undisturbed, tmp_path, stage):
     assert_same(load_file(tmp_path / "resumed" / "artefact" / "student.safetensors"), undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_stopped_on_request(start, run, options, undisturbed, tmp_path, number):
+def test_stopped_by_ctrl_c(start, run, options, undisturbed, tmp_path):
     process = start("train.py", *options, f"hydra.run.dir={tmp_path / 'stopped'}")
     wait_for(process, " decoder.transforms, loss")
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     saved = tmp_path / "stopped" / "checkpoints" / "interrupted.ckpt"
     assert err.splitlines()[-1] == f"stopped; resume with ckpt_path={saved}"
-    assert f"{number.name}: finishing this step" in err and "Traceback" not in err
+    assert "SIGINT: finishing this step" in err and "Traceback" not in err
     result = run("train.py", *options, f"ckpt_path={saved}", f"hydra.run.dir={tmp_path / 'resumed'}")
     assert result.code == 0, result.err
     assert_same(load_file(tmp_path / "resumed" / "artefact" / "student.safetensors"), undisturbed)

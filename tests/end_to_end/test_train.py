@@ -79,7 +79,7 @@ def test_the_same_seed_gives_the_same_result(trained, run, micro, tmp_path):
     assert ours == theirs
 
 
-def test_a_teacher_is_trained_and_used(run, run_alone, micro, image_folder, tmp_path):
+def test_a_teacher_is_trained_and_used(run, micro, tmp_path):
     tiny = [option for option in micro if not option.startswith(("teacher", "method"))]
     small = [
         "teacher=one_step",
@@ -98,25 +98,17 @@ def test_a_teacher_is_trained_and_used(run, run_alone, micro, image_folder, tmp_
 
 
 @pytest.mark.slow
-def test_a_sweep_makes_a_folder_a_job_and_one_table(run_alone, micro, tmp_path):
-    result = run_alone(
-        "train.py", "-m", *micro, "method=minmax", "bits=w4a4,w8a8", f"hydra.sweep.dir={tmp_path / 'sweep'}"
-    )
-    assert result.code == 0, result.err
-    jobs = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    assert jobs == ["0_minmax_w4a4_tiny_image", "1_minmax_w8a8_tiny_image"]
-    for job in jobs:
-        assert (tmp_path / "sweep" / job / "metrics.json").is_file()
-        assert result.out.count(f"metrics  {tmp_path / 'sweep' / job}") == 1
-    tail = result.out[result.out.rindex("sweep\n") :] if "sweep\n" in result.out else result.out
-    assert all(job in tail for job in jobs)
-
-
-@pytest.mark.slow
-def test_a_job_that_fails_is_named_and_does_not_stop_the_others(run_alone, micro, tmp_path):
+def test_a_sweep_makes_a_folder_a_job_and_one_table_and_goes_on_after_a_failure(run_alone, micro, tmp_path):
     sweep = tmp_path / "sweep"
-    result = run_alone("train.py", "-m", *micro, "method=minmax", "data.crop=30,32", f"hydra.sweep.dir={sweep}")
+    result = run_alone("train.py", "-m", *micro, "method=minmax", "bits.weight=4,9,8", f"hydra.sweep.dir={sweep}")
+    jobs = [f"{number}_minmax_w4a4_tiny_image" for number in range(3)]
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == jobs
+    assert [(sweep / job / "metrics.json").is_file() for job in jobs] == [True, False, True]
+    rows = [line for line in result.out.splitlines() if line.startswith("│ ") and "_minmax_" in line]
+    assert [row.split()[1] for row in rows] == [jobs[0], jobs[2]]
+    for job in (jobs[0], jobs[2]):
+        assert result.out.count(f"metrics  {sweep / job}") == 1
     assert result.code == 2
-    assert "error: 1 of 2 jobs failed: 0_minmax" in result.err
+    assert "bits.weight must be a whole number from 2 to 8, not 9" in result.err
+    assert result.err.splitlines()[-1] == f"error: 1 of 3 jobs failed: {jobs[1]}"
     assert "Traceback" not in result.err
-    assert len(list(sweep.glob("*/metrics.json"))) == 1

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from quantsr.quant.parts import extremes, groups, halves, spread
+from quantsr.quant.parts import beside, even, extremes, groups, halves, spread
 
 
 @pytest.mark.parametrize("channels", range(1, 10))
@@ -47,6 +47,24 @@ def test_bounds_are_the_extremes_of_what_shares_them(granularity, sizes, shape, 
         dims = sorted({*shared[granularity], axis % x.ndim})
         assert torch.equal(ls, xs.amin(dims, keepdim=True).expand_as(xs))
         assert torch.equal(hs, xs.amax(dims, keepdim=True).expand_as(xs))
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("sizes", [(8,), (4, 4), (2, 2, 2, 2)], ids=str)
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "token"])
+def test_even_parts_on_an_axis_of_their_own_get_the_spread_values(granularity, sizes, shape, axis):
+    x = torch.randn([8 if size == 7 else size for size in shape])
+    lower, _ = extremes(x, granularity, axis, sizes)
+    part_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)) if len(sizes) > 1 else None
+    expected = spread(lower, granularity, axis, part_of, x.ndim).expand_as(x)
+
+    assert even(sizes)
+    parts = x.unflatten(axis, (len(sizes), -1))
+    assert torch.equal(beside(lower, granularity, axis, x.ndim).expand_as(parts).reshape(x.shape), expected)
+
+
+def test_parts_of_different_sizes_are_not_even():
+    assert not even((3, 4))
 
 
 def test_bounds_of_half_precision_are_float32():

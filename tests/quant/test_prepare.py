@@ -1,5 +1,7 @@
 """Rules: the first wins, nothing is left out silently, and the original model does not notice."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
@@ -103,8 +105,15 @@ def test_attention_that_no_rule_names_stays_as_it_is(model):
 
 def test_keeping_attention_wins_over_a_later_recipe(model):
     before = model.attention.processor
+    model.other = deepcopy(model.attention)
     prepare(model, [Rule("attention"), Rule("*", FOUR), Rule("*", PRODUCTS)])
     assert model.attention.processor is before
+    assert isinstance(model.other.processor, QuantizedAttention)
+
+
+def test_a_rule_that_an_earlier_one_hides_is_refused_though_its_pattern_is_in_use(model):
+    with pytest.raises(ValueError, match="decide nothing"):
+        prepare(model, [Rule("attention"), Rule("*", FOUR), Rule("*", PRODUCTS)])
 
 
 def test_the_kinds_are_told_apart(model):
