@@ -86,7 +86,7 @@ def picture(seed: int, side: int = 64) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
-    """Eight images of 64 x 64 pixels: six to calibrate on and two to validate on, as ``ImagesDataModule`` splits them."""
+    """Eight images of 64 x 64 pixels: ``ImagesDataModule`` keeps two of them for validation."""
     folder = tmp_path_factory.mktemp("images")
     for number in range(8):
         picture(number).save(folder / f"{number}.png")

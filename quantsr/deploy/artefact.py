@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -77,19 +78,22 @@ def load_student(folder: str | Path) -> Teacher:
     Its outputs are bit for bit those of the student that was saved.
 
     Raises:
-        UserError: no artefact there, or one of a newer format.
+        UserError: no artefact there, a damaged one, or one of a newer format.
     """
     config = read_config(folder)
     student = build_teacher(**config["model"])
-    tensors = load_file(artefact_folder(folder) / WEIGHTS)
+    tensors = _read_weights(artefact_folder(folder) / WEIGHTS)
     recipes = [_recipe(entry) for entry in config["recipes"]]
     for key, number in config["modules"].items():
         name, _, kind = key.partition(":")
         apply_swap(student, Swap(name, kind, "", recipes[number]), seed=0)
-    for name, layer in student.named_modules():
-        if isinstance(layer, QuantizedLayer):
-            _unpack(layer, name, tensors)
-    missing, unexpected = student.load_state_dict({k: t.float() for k, t in tensors.items()}, strict=False)
+    try:
+        for name, layer in student.named_modules():
+            if isinstance(layer, QuantizedLayer):
+                _unpack(layer, name, tensors)
+        missing, unexpected = student.load_state_dict({k: t.float() for k, t in tensors.items()}, strict=False)
+    except (KeyError, ValueError, RuntimeError) as error:  # Of other names, of other widths, of other shapes.
+        raise UserError(f"{folder} does not fit its own configuration: {error}") from error
     # The bounds of packed weights are not stored: the codes say it all.
     missing = [name for name in missing if ".weight_quantizer." not in name]
     if missing or unexpected:
@@ -110,12 +114,21 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise UserError(
             f"no artefact in {folder}: it needs {CONFIG} and {WEIGHTS}, as train.py writes them to RUN/artefact"
         )
-    config = json.loads(path.read_text())
-    if config["format"] > FORMAT:
-        raise UserError(
-            f"{folder} has artefact format {config['format']}, this quantsr reads {FORMAT}: install a newer one"
-        )
+    try:
+        config = json.loads(path.read_text())
+        found = config["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not the configuration of an artefact ({type(error).__name__})") from error
+    if found > FORMAT:
+        raise UserError(f"{folder} has artefact format {found}, this quantsr reads {FORMAT}: install a newer one")
     return config
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the artefact's weights cannot be read from {path} ({error})") from error
 
 
 def artefact_folder(folder: str | Path) -> Path:
@@ -150,16 +163,14 @@ def _pack(layer: QuantizedLayer) -> dict[str, Tensor]:
 
 def _unpack(layer: QuantizedLayer, name: str, tensors: dict[str, Tensor]) -> None:
     """Freeze a layer with the weight that its packed codes stand for; takes them out of ``tensors``."""
-    packed = {
-        key: tensors.pop(f"{name}.packed.{key}", None) for key in ("codes", "scale", "zero_point", "offset_response")
-    }
+    packed = {key: tensors.pop(f"{name}.packed.{key}") for key in ("codes", "scale", "zero_point")}
+    response = tensors.pop(f"{name}.packed.offset_response", None)
     spec, quantizer, shape = layer.recipe.weight, layer.weight_quantizer, layer.weight.shape
     codes = unpack_bits(packed["codes"], spec.bits, shape).float() + spec.qmin
     scale, zero_point = (
         spread(packed[key].float(), spec.granularity, 1, quantizer.part_of, len(shape))
         for key in ("scale", "zero_point")
     )
-    response = packed["offset_response"]
     layer.freeze(dequantize(codes, scale, zero_point), None if response is None else response.float())
 
 

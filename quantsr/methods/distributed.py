@@ -6,7 +6,8 @@ from lightning.pytorch.strategies import DDPStrategy
 class StagedDDP(DDPStrategy):
     """DDP for a staged module: which parameters take part changes from stage to stage, and a run may have none.
 
-    Runs that only observe join what their observers note by themselves; DDP would refuse a module that has nothing to train.
+    Runs that only observe join what their observers note by themselves; DDP would refuse a module that has nothing to
+    train.
     """
 
     def __init__(self) -> None:

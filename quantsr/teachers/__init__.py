@@ -2,5 +2,5 @@
 
 import logging
 
-# diffusers imports bitsandbytes where that is installed (pyiqa brings it), which warns of kernels that nothing here uses.
+# diffusers imports bitsandbytes where that is installed (pyiqa brings it), and that warns of kernels not used here.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

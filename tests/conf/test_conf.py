@@ -55,7 +55,8 @@ def test_bits(bits):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "expected"), [(["bits.weight=3", "bits.act=5"], Bits(3, 5)), (["bits=w8a8", "bits.act=16"], Bits(8, 16))]
+    ("overrides", "expected"),
+    [(["bits.weight=3", "bits.act=5"], Bits(3, 5)), (["bits=w8a8", "bits.act=16"], Bits(8, 16))],
 )
 def test_any_pair_of_bits(overrides, expected):
     assert instantiate(configuration(*overrides).bits) == expected

@@ -193,8 +193,8 @@ def test_saving_again_replaces_and_leaves_nothing_unfinished(artefact, teacher, 
     assert_same_outputs(student, load_student(folder))
 
 
-def test_saving_leaves_the_student_as_it_was(artefact, lq):
-    folder, student = artefact
+def test_saving_leaves_the_student_as_it_was(artefact):
+    _, student = artefact
     assert student.unet.conv_in.weight is not None and student.unet.conv_in.frozen_weight is None
 
 

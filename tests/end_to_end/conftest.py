@@ -1,4 +1,4 @@
-"""The commands themselves: inside this process where only what they say counts, in one of their own where signals do."""
+"""The commands themselves: inside this process where only what they say counts, in their own where signals do."""
 
 import contextlib
 import io

@@ -25,7 +25,7 @@ def test_two_devices_are_as_one(run, run_alone, micro, tmp_path, method):
     assert run("train.py", *micro, *method, "bits=w8a8", f"hydra.run.dir={one}").code == 0
     result = run_alone("train.py", *micro, *method, "bits=w8a8", TWO, f"hydra.run.dir={two}")
     assert result.code == 0, result.err
-    assert result.out.count("metrics  ") == 1 and result.err == ""
+    assert result.out.count("metrics  ") == 1 and "Warning" not in result.err
     ours, theirs = packed(two), packed(one)
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
