@@ -71,6 +71,8 @@ def quiet() -> None:
         ".*does not have many workers.*",
         ".*LeafSpec.*is deprecated.*",
         ".*smaller than the logging interval.*",
+        ".*ModelCheckpoint with manual optimization.*",  # It saves between two steps, so nothing is half done.
+        ".*dirpath has changed.*",
         ".*your dataloader is not resumable.*",  # Batches follow from the step that the run resumes at.
     ):
         warnings.filterwarnings("ignore", message)
