@@ -70,8 +70,8 @@ def test_packaged_teacher_is_small():
 
 @pytest.mark.slow
 def test_packaged_teacher_beats_bicubic_on_held_out_photographs(shared):
-    photos = ImagesDataModule(shared / "photos", validation_pattern="test_10[0-4]*", validation_crop=192)
+    photos = ImagesDataModule(shared / "photos", "test_*", validation_share=1, validation_crop=128)
     summary = measure({"teacher": load_teacher("tiny_image")}, photos.validation(), scale=4).summary()
-    assert summary["images"] >= 5
-    assert summary["teacher"]["psnr_y"] > summary["bicubic"]["psnr_y"]
-    assert summary["teacher"]["ssim"] > summary["bicubic"]["ssim"]
+    assert summary["images"] == 100
+    assert summary["teacher"]["psnr_y"] >= summary["bicubic"]["psnr_y"] + 0.3
+    assert summary["teacher"]["ssim"] > summary["bicubic"]["ssim"] + 0.01
