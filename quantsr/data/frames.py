@@ -3,6 +3,7 @@
 A sample is a dict: `lq` (3, h, w) and `gt` (3, scale * h, scale * w), float RGB in [0, 1], and `name`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,7 +100,7 @@ def turn(image: Tensor, rng: np.random.Generator) -> Tensor:
     return image.flip(-1) if rng.integers(2) else image
 
 
-class FramesDataModule(LightningDataModule):
+class FramesDataModule(LightningDataModule, ABC):
     """Base of the image data modules: a subclass says what the two data sets are.
 
     Attributes:
@@ -121,13 +122,13 @@ class FramesDataModule(LightningDataModule):
         self.skipped: list[Skipped] = []
         self._sets: dict[str, Dataset] = {}
 
+    @abstractmethod
     def load_calibration(self) -> Dataset:
         """Read the samples that training and calibration see; called once."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_validation(self) -> Dataset:
         """Read the samples that results are measured on, none of them in calibration; called once."""
-        raise NotImplementedError
 
     def calibration(self) -> Dataset:
         """The samples that training and calibration see."""

@@ -1,6 +1,7 @@
 """The LightningModule under every method: it runs the method's stages, one after the other, in one ``fit``."""
 
 import math
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from itertools import accumulate
 from typing import Any
@@ -14,7 +15,7 @@ from quantsr.methods.stages import Batch, Stage
 from quantsr.teachers.base import Teacher
 
 
-class StagedModule(LightningModule):
+class StagedModule(LightningModule, ABC):
     """Runs ``stages()`` in one fit: one progress bar, one curve, one checkpoint that resumes inside any stage.
 
     Subclasses set ``teacher`` and ``model`` (what trains; its tensors that are the teacher's own are not
@@ -38,9 +39,9 @@ class StagedModule(LightningModule):
         """The frozen full-precision model."""
         return self._teacher[0]
 
+    @abstractmethod
     def stages(self) -> list[Stage]:
         """The method's stages in order. Called once."""
-        raise NotImplementedError
 
     @property
     def plan(self) -> list[Stage]:
@@ -59,9 +60,9 @@ class StagedModule(LightningModule):
         """Whether any stage trains, rather than only observes."""
         return any(stage.parameters for stage in self.plan)
 
+    @abstractmethod
     def models(self) -> dict[str, Teacher]:
         """What is measured when the run is over, by name."""
-        raise NotImplementedError
 
     def summary(self) -> str:
         """One line for the log: the stages and their steps."""

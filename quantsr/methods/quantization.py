@@ -1,5 +1,6 @@
 """What all quantization methods share: a student made from the teacher by rules, and stages that find its ranges."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,9 +62,9 @@ class QuantizationMethod(StagedModule):
 
     # The recipe.
 
+    @abstractmethod
     def layer_recipe(self, bits: Bits, part: str) -> LayerRecipe:
         """How the layers of a part are quantized."""
-        raise NotImplementedError
 
     def attention_recipe(self, bits: Bits, part: str) -> AttentionRecipe | None:
         """How its attention products are quantized; None leaves them in full precision."""

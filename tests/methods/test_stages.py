@@ -53,6 +53,9 @@ class Toy(StagedModule):
         self.calls: list[str] = []
         self.fails_in = fails_in
 
+    def models(self) -> dict[str, nn.Module]:
+        return {"toy": self.model}
+
     def stages(self) -> list[Stage]:
         model = self.model
         return [
