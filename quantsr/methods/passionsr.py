@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantsr.methods.quantization import PARTS, QuantizationMethod
-from quantsr.methods.stages import Batch, Stage, drop_half_way
+from quantsr.methods.stages import Batch, Group, Stage, drop_half_way
 from quantsr.quant.attention import PairScale
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import AttentionRecipe, LayerRecipe
@@ -76,9 +76,9 @@ class PassionSR(QuantizationMethod):
                 ("transforms", (Smoothing, PairScale), self.transform_lr),
                 ("bounds", (Quantizer,), self.bounds_lr),
             ):
-                trained = self.parameters_of(part, kinds)
-                schedule = (lr, drop_half_way, self.relative_lr)
-                stages.append(Stage(f"{part}.{name}", self.stage_steps, losses[part], trained, *schedule))
+                groups = [Group(self.parameters_of(part, kinds), lr)]
+                schedule = (drop_half_way, self.relative_lr)
+                stages.append(Stage(f"{part}.{name}", self.stage_steps, losses[part], groups, *schedule))
         return stages
 
     def parameters_of(self, part: str, kinds: tuple[type[nn.Module], ...]) -> list[nn.Parameter]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
@@ -26,6 +27,18 @@ def warm_cosine(progress: float) -> float:
     return min(1.0, progress / 0.02 + 0.01) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
 
 
+class Group(NamedTuple):
+    """Parameters that train with one learning rate.
+
+    Attributes:
+        parameters: what is trained.
+        lr: learning rate at schedule factor 1.
+    """
+
+    parameters: list[nn.Parameter]
+    lr: float
+
+
 @dataclass
 class Stage:
     """One stage of a run.
@@ -34,8 +47,7 @@ class Stage:
         name: shown in the progress bar and in the logs, for example ``denoiser.bounds``.
         steps: how many batches it takes.
         loss: the batch's loss; None where a stage only observes (then nothing is trained).
-        parameters: what is trained; everything else is frozen meanwhile.
-        lr: learning rate at schedule factor 1.
+        groups: what is trained and how fast; everything else is frozen meanwhile.
         schedule: learning-rate factor as a function of the stage's progress in [0, 1). A pure function, so that there
             is nothing to store in a checkpoint.
         relative: make the learning rate of each tensor relative to its root mean square when the stage starts: bounds
@@ -49,17 +61,23 @@ class Stage:
     name: str
     steps: int
     loss: Callable[[Batch], Tensor | None]
-    parameters: list[nn.Parameter] = field(default_factory=list)
-    lr: float = 0.0
+    groups: list[Group] = field(default_factory=list)
     schedule: Schedule = constant
     relative: bool = False
     optimizer: Callable[..., Optimizer] = Adam
     max_norm: float | None = None
     finish: Callable[[], None] = lambda: None
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that the stage trains."""
+        return [parameter for group in self.groups for parameter in group.parameters]
+
     def build_optimizer(self) -> Optimizer:
         """An optimizer with one group a tensor, so that each can have a learning rate of its own."""
-        return self.optimizer([{"params": [parameter], "size": 1.0} for parameter in self.parameters], lr=self.lr)
+        return self.optimizer(
+            [{"params": [p], "lr": lr, "rate": lr, "size": 1.0} for parameters, lr in self.groups for p in parameters]
+        )
 
     def measure_sizes(self, optimizer: Optimizer) -> None:
         """Note what learning rates are relative to; called when the stage starts."""
@@ -70,4 +88,4 @@ class Stage:
     def set_learning_rate(self, optimizer: Optimizer, step: int) -> None:
         """Set the learning rates of the stage's ``step``."""
         for group in optimizer.param_groups:
-            group["lr"] = self.lr * self.schedule(step / self.steps) * group["size"]
+            group["lr"] = group["rate"] * self.schedule(step / self.steps) * group["size"]

@@ -14,7 +14,7 @@ from torch.optim import AdamW
 
 from quantsr.losses import EncoderFeatures
 from quantsr.methods.base import StagedModule
-from quantsr.methods.stages import Batch, Stage, warm_cosine
+from quantsr.methods.stages import Batch, Group, Stage, warm_cosine
 from quantsr.teachers.base import Teacher
 from quantsr.teachers.one_step import OneStepTeacher
 
@@ -54,8 +54,7 @@ class TeacherTraining(StagedModule):
                 "teacher",
                 self.training_steps,
                 self.loss,
-                list(self.model.parameters()),
-                self.lr,
+                [Group(list(self.model.parameters()), self.lr)],
                 warm_cosine,
                 optimizer=partial(AdamW, betas=(0.9, 0.99), weight_decay=1e-4),
                 max_norm=self.max_norm,

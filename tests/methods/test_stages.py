@@ -10,7 +10,7 @@ from torch.optim import SGD
 
 from quantsr.errors import UserError
 from quantsr.methods.base import StagedModule
-from quantsr.methods.stages import Stage, constant, drop_half_way, warm_cosine
+from quantsr.methods.stages import Group, Stage, constant, drop_half_way, warm_cosine
 
 
 class TestStage:
@@ -36,13 +36,20 @@ class TestStage:
         return [group["lr"] for group in optimizer.param_groups]
 
     def test_relative_learning_rate_is_that_of_the_root_mean_square(self):
-        stage = Stage("s", 4, lambda batch: None, self.parameters(), lr=0.1, schedule=drop_half_way, relative=True)
+        stage = Stage(
+            "s", 4, lambda batch: None, [Group(self.parameters(), 0.1)], schedule=drop_half_way, relative=True
+        )
         expected = [0.1 * math.sqrt(12.5), 0.1, 0.1 * 0.01]
         assert self.rates(stage) == pytest.approx(expected)
         assert self.rates(stage, step=3) == pytest.approx([0.2 * rate for rate in expected])
 
     def test_absolute_learning_rate_is_the_same_for_all(self):
-        assert self.rates(Stage("s", 4, lambda batch: None, self.parameters(), lr=0.1)) == [0.1, 0.1, 0.1]
+        assert self.rates(Stage("s", 4, lambda batch: None, [Group(self.parameters(), 0.1)])) == [0.1, 0.1, 0.1]
+
+    def test_every_group_has_its_own_learning_rate(self):
+        fast, *slow = self.parameters()
+        stage = Stage("s", 4, lambda batch: None, [Group([fast], 0.1), Group(slow, 0.01)])
+        assert self.rates(stage) == [0.1, 0.01, 0.01] and stage.parameters == [fast, *slow]
 
 
 class Toy(StagedModule):
@@ -60,9 +67,9 @@ class Toy(StagedModule):
         model = self.model
         return [
             Stage("look", 2, lambda batch: self.calls.append("look"), finish=lambda: self.calls.append("done")),
-            Stage("first", 3, self.loss, [model["a"]], lr=0.1, optimizer=SGD),
-            Stage("never", 0, self.loss, [model["c"]], lr=0.1, finish=lambda: self.calls.append("never")),
-            Stage("second", 2, self.loss, [model["b"]], lr=0.1, optimizer=SGD, max_norm=0.01),
+            Stage("first", 3, self.loss, [Group([model["a"]], 0.1)], optimizer=SGD),
+            Stage("never", 0, self.loss, [Group([model["c"]], 0.1)], finish=lambda: self.calls.append("never")),
+            Stage("second", 2, self.loss, [Group([model["b"]], 0.1)], optimizer=SGD, max_norm=0.01),
         ]
 
     def loss(self, batch):
