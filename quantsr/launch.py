@@ -1,6 +1,5 @@
 """From a command line to a run: errors in one sentence, sweeps as one process a job."""
 
-import json
 import os
 import re
 import subprocess
@@ -16,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from quantsr.errors import Interrupted, UserError
+from quantsr.sweep import print_jobs, read_jobs, write_jobs
 
 USER, INTERRUPTED = 2, 130
 
@@ -53,6 +53,10 @@ def one_sentence() -> Iterator[None]:
         if error.filename is None:
             raise
         sys.exit(_say(f"cannot use {error.filename}: {error.strerror}"))
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):  # Hydra's own, of no class of its own.
+            raise
+        sys.exit(_say("groups such as bits= take the name of an option (see --help), not a number or null"))
 
 
 def _say(error: object) -> int:
@@ -74,8 +78,10 @@ def launch(cfg: DictConfig, command: str) -> None:
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.MULTIRUN:
         from quantsr import run
+        from quantsr.check import check_types
 
         with one_sentence():  # Inside Hydra too, which would put the whole command line above the sentence.
+            check_types(cfg)
             getattr(run, command)(cfg)
         return
     overrides = [override for override in hydra.overrides.task if not override.startswith("run_dir=")]
@@ -93,40 +99,21 @@ def _quoted(path: str) -> str:
 
 
 class SweepTable(Callback):
-    """Hydra callback: one table over all jobs when a sweep ends.
+    """Hydra callback: one table over all jobs when a sweep ends, also as files in the sweep's folder.
 
     Failed jobs are named, and the sweep then exits with an error.
     """
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        jobs = sorted((path.parent for path in folder.glob("*/metrics.json")), key=lambda job: _number(job.name))
-        results = [(job.name, json.loads((job / "metrics.json").read_text())) for job in jobs]
-        failed = sorted(p.parent.name for p in folder.glob("*/failed"))
-        if results:
-            _print_sweep(results)
+        jobs = read_jobs(folder)
+        finished = [job for job in jobs if job.metrics is not None]
+        failed = [job for job in jobs if (job.folder / "failed").is_file()]
+        if finished:
+            print_jobs(finished)
+            csv, markdown = write_jobs(finished, folder)
+            print(f"table    {csv}\n         {markdown}")
         print(f"sweep    {folder}")
         if failed:
-            sys.exit(_say(f"{len(failed)} of {len(failed) + len(results)} jobs failed: {', '.join(failed)}"))
-
-
-def _number(name: str) -> tuple[int, str]:
-    """Sort key of job folders, which begin with the job's number."""
-    number = name.partition("_")[0]
-    return (int(number) if number.isdecimal() else 0), name
-
-
-def _print_sweep(results: list[tuple[str, dict[str, Any]]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="sweep", title_justify="left")
-    for heading in ("job", "PSNR-Y (dB)", "SSIM", "PSNR to the teacher (dB)", "teacher PSNR-Y", "MB"):
-        table.add_column(heading, justify="left" if heading == "job" else "right")
-    for name, values in results:
-        own = values.get("student", values["teacher"])
-        fidelity = f"{values['fidelity_psnr']:.2f}" if "fidelity_psnr" in values else ""
-        size = f"{values['bytes']['artefact'] / 1e6:.2f}" if "bytes" in values else ""
-        cells = (f"{own['psnr_y']:.2f}", f"{own['ssim']:.4f}", fidelity, f"{values['teacher']['psnr_y']:.2f}", size)
-        table.add_row(name, *cells)
-    Console().print(table)
+            names = ", ".join(f"{job.folder.name} ({job.label})" if job.differs else job.folder.name for job in failed)
+            sys.exit(_say(f"{len(failed)} of {len(failed) + len(finished)} jobs failed: {names}"))

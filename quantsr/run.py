@@ -26,6 +26,7 @@ from quantsr.evaluation import Report, measure, measure_outputs, on_device, prin
 from quantsr.methods.base import StagedModule
 from quantsr.methods.distributed import StagedDDP
 from quantsr.methods.quantization import QuantizationMethod
+from quantsr.quant.folded import fold
 from quantsr.teachers.base import Teacher
 from quantsr.teachers.files import load_teacher, save_teacher
 
@@ -99,6 +100,8 @@ def report(
 ) -> dict[str, Any]:
     """Measure, save and print what a finished run leaves."""
     method.eval().requires_grad_(False)
+    if isinstance(method, QuantizationMethod):
+        fold(method.student)  # What is measured is what is saved.
     device = trainer.strategy.root_device
     models = {name: on_device(model, device) for name, model in method.models().items()}
     measured = measure(models, data.validation(), method.teacher.scale)
@@ -106,6 +109,7 @@ def report(
     measured.write_csv(folder / "images.csv")
     sheet = folder / "comparison.png"
     measured.sheet().save(sheet)
+    pictures = {"comparison": sheet, **method.save_extras(folder)}
     result = folder / "teacher.safetensors"
     if isinstance(method, QuantizationMethod):
         result = folder / "artefact"
@@ -115,7 +119,7 @@ def report(
     else:
         save_teacher(method.model, result)
     write_json(folder / "metrics.json", summary)
-    log_results(trainer, summary, sheet)
+    log_results(trainer, summary, pictures)
     print_table(summary, cfg.name)
     if "bytes" in summary:
         sizes = summary["bytes"]
@@ -124,8 +128,8 @@ def report(
     return summary
 
 
-def log_results(trainer: lightning.Trainer, summary: dict[str, Any], sheet: Path) -> None:
-    """Give the loggers the final figures and, where they take pictures, the comparison."""
+def log_results(trainer: lightning.Trainer, summary: dict[str, Any], pictures: dict[str, Path]) -> None:
+    """Give the loggers the final figures and, where they take them, pictures by name."""
     nested = {name: values for name, values in summary.items() if isinstance(values, dict)}
     flat = {f"{name}/{key}": value for name, values in nested.items() for key, value in values.items()}
     if "fidelity_psnr" in summary:
@@ -133,7 +137,8 @@ def log_results(trainer: lightning.Trainer, summary: dict[str, Any], sheet: Path
     for logger in trainer.loggers:
         logger.log_metrics(flat)
         if hasattr(logger, "log_image"):
-            logger.log_image("comparison", [str(sheet)])
+            for name, path in pictures.items():
+                logger.log_image(name, [str(path)])
         logger.finalize("success")
 
 
@@ -188,9 +193,11 @@ def load_checkpoint_models(path: Path) -> tuple[Any, Any]:
     cfg = OmegaConf.load(config)
     teacher = build_teacher(cfg)
     method = instantiate(cfg.method, teacher=teacher)
+    if not isinstance(method, QuantizationMethod):
+        raise UserError(f"{path} holds no student but a teacher in training: its run leaves a teacher.safetensors")
     method.on_load_checkpoint(checkpoint)
     method.load_state_dict(checkpoint["state_dict"])
-    return method.student.freeze(), teacher
+    return fold(method.student).freeze(), teacher
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:

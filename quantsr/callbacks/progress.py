@@ -41,6 +41,11 @@ class StageProgress(ProgressBar):
         self._view: BarView | LineView | None = None
         self._stage: str | None = None
 
+    @property
+    def is_enabled(self) -> bool:
+        """Asked for by ``LightningModule.print``."""
+        return self._enabled
+
     def enable(self) -> None:
         self._enabled = True
 
@@ -52,7 +57,7 @@ class StageProgress(ProgressBar):
         if self._view is None:
             super().print(*args, **kwargs)
         else:
-            self._view.console.print(*args, markup=False, highlight=False)
+            self._view.console.print(*args, markup=False, highlight=False, soft_wrap=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._enabled:

@@ -21,9 +21,8 @@ from quantsr import __version__
 from quantsr.deploy.card import model_card
 from quantsr.deploy.pack import pack_bits, unpack_bits
 from quantsr.errors import UserError
-from quantsr.quant.affine import dequantize
-from quantsr.quant.layer import QuantizedLayer
-from quantsr.quant.parts import spread
+from quantsr.quant.folded import FoldedLayer
+from quantsr.quant.operation import Operation
 from quantsr.quant.prepare import Swap, apply_swap
 from quantsr.quant.recipe import AttentionRecipe, LayerRecipe
 from quantsr.quant.spec import AffineSpec
@@ -31,7 +30,7 @@ from quantsr.teachers.base import Teacher
 from quantsr.teachers.files import build_teacher
 
 WEIGHTS, CONFIG = "student.safetensors", "config.json"
-FORMAT = 1
+FORMAT = 2
 
 
 def save_student(
@@ -40,7 +39,7 @@ def save_student(
     """Write a calibrated student to ``folder``.
 
     Args:
-        student: all its quantized layers calibrated.
+        student: its layers in their inference form (:func:`quantsr.quant.folded.fold`).
         swaps: what :func:`prepare` did to it.
         folder: replaced if it exists; it appears when it is complete.
         full_size: number of the teacher's parameters.
@@ -86,16 +85,15 @@ def load_student(folder: str | Path) -> Teacher:
     recipes = [_recipe(entry) for entry in config["recipes"]]
     for key, number in config["modules"].items():
         name, _, kind = key.partition(":")
-        apply_swap(student, Swap(name, kind, "", recipes[number]), seed=0)
+        _place(student, Swap(name, kind, "", recipes[number]))
     try:
         for name, layer in student.named_modules():
-            if isinstance(layer, QuantizedLayer):
-                _unpack(layer, name, tensors)
-        missing, unexpected = student.load_state_dict({k: t.float() for k, t in tensors.items()}, strict=False)
+            if isinstance(layer, FoldedLayer):
+                codes = tensors[f"{name}.codes"]
+                tensors[f"{name}.codes"] = unpack_bits(codes, layer.recipe.weight.bits, layer.codes.shape)
+        missing, unexpected = student.load_state_dict(tensors, strict=False)
     except (KeyError, ValueError, RuntimeError) as error:  # Of other names, of other widths, of other shapes.
         raise UserError(f"{folder} does not fit its own configuration: {error}") from error
-    # The bounds of packed weights are not stored: the codes say it all.
-    missing = [name for name in missing if ".weight_quantizer." not in name]
     if missing or unexpected:
         raise UserError(
             f"{folder} does not fit its own configuration: missing {missing[:3]}, unexpected {unexpected[:3]}"
@@ -119,8 +117,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         found = config["format"]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not the configuration of an artefact ({type(error).__name__})") from error
-    if found > FORMAT:
-        raise UserError(f"{folder} has artefact format {found}, this quantsr reads {FORMAT}: install a newer one")
+    if found != FORMAT:
+        remedy = "install a newer one" if found > FORMAT else "make it again from the run's checkpoint or by train.py"
+        raise UserError(f"{folder} has artefact format {found}, this quantsr reads {FORMAT}: {remedy}")
     return config
 
 
@@ -137,41 +136,23 @@ def artefact_folder(folder: str | Path) -> Path:
     return folder / "artefact" if (folder / "artefact" / CONFIG).is_file() else folder
 
 
+def _place(student: nn.Module, swap: Swap) -> None:
+    """Put the empty inference form of one module into ``student``."""
+    if isinstance(swap.recipe, LayerRecipe):
+        module: Any = student.get_submodule(swap.name)
+        shape, has_bias = module.weight.shape, module.bias is not None
+        student.set_submodule(swap.name, FoldedLayer(Operation.of(module), shape, swap.recipe, has_bias))
+    else:
+        apply_swap(student, swap, seed=0)
+
+
 def _tensors(student: nn.Module) -> dict[str, Tensor]:
     """Everything to store, by name."""
     tensors = dict(student.state_dict())
     for name, layer in student.named_modules():
-        if isinstance(layer, QuantizedLayer):
-            for key in [key for key in tensors if key.startswith(f"{name}.weight_quantizer.")]:
-                del tensors[key]
-            del tensors[f"{name}.weight"]
-            tensors |= {f"{name}.{key}": tensor for key, tensor in _pack(layer).items()}
+        if isinstance(layer, FoldedLayer):
+            tensors[f"{name}.codes"] = pack_bits(layer.codes, layer.recipe.weight.bits)
     return {name: _shortest(tensor) for name, tensor in tensors.items()}
-
-
-@torch.no_grad()
-def _pack(layer: QuantizedLayer) -> dict[str, Tensor]:
-    """The weight of a layer as codes of b bits, with what turns them back into values."""
-    spec, weight = layer.recipe.weight, layer.transformed_weight()
-    codes = layer.weight_quantizer.quantize(weight) - spec.qmin
-    scale, zero_point = layer.weight_quantizer.part_qparams(weight)
-    packed = {"codes": pack_bits(codes, spec.bits), "scale": scale, "zero_point": zero_point}
-    if layer.smoothing is not None and layer.smoothing.offset is not None:
-        packed["offset_response"] = layer.offset_response()
-    return {f"packed.{key}": tensor for key, tensor in packed.items()}
-
-
-def _unpack(layer: QuantizedLayer, name: str, tensors: dict[str, Tensor]) -> None:
-    """Freeze a layer with the weight that its packed codes stand for; takes them out of ``tensors``."""
-    packed = {key: tensors.pop(f"{name}.packed.{key}") for key in ("codes", "scale", "zero_point")}
-    response = tensors.pop(f"{name}.packed.offset_response", None)
-    spec, quantizer, shape = layer.recipe.weight, layer.weight_quantizer, layer.weight.shape
-    codes = unpack_bits(packed["codes"], spec.bits, shape).float() + spec.qmin
-    scale, zero_point = (
-        spread(packed[key].float(), spec.granularity, 1, quantizer.part_of, len(shape))
-        for key in ("scale", "zero_point")
-    )
-    layer.freeze(dequantize(codes, scale, zero_point), None if response is None else response.float())
 
 
 def _shortest(tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule
@@ -63,6 +64,10 @@ class StagedModule(LightningModule, ABC):
     @abstractmethod
     def models(self) -> dict[str, Teacher]:
         """What is measured when the run is over, by name."""
+
+    def save_extras(self, folder: Path) -> dict[str, Path]:
+        """Write what the method itself has to show, when the run is over; returns pictures by name for the loggers."""
+        return {}
 
     def summary(self) -> str:
         """One line for the log: the stages and their steps."""
@@ -139,8 +144,8 @@ class StagedModule(LightningModule, ABC):
 
     def _teacher_keys(self) -> set[str]:
         own = {id(t) for t in [*self.teacher.parameters(), *self.teacher.buffers()]}
-        named = [*self.model.named_parameters(), *self.model.named_buffers()]
-        return {f"model.{name}" for name, tensor in named if id(tensor) in own}
+        named = [*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)]
+        return {name for name, tensor in named if id(tensor) in own}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         shared = self._teacher_keys()

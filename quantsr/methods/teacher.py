@@ -1,6 +1,8 @@
-"""``method=teacher``: train or fine-tune a full-precision one-step teacher.
+"""``method=teacher``: train or fine-tune a full-precision one-step teacher, as latent diffusion is trained: first the
+autoencoder, then the denoiser in its latent space, with the autoencoder frozen.
 
-    loss = pixel * |sr - gt| + feature * d(sr, gt) + latent * |z_H - E(gt)|^2
+    autoencoder   |D(E(gt)) - gt| + variance * (mean E(gt)^2 - 1)^2
+    teacher       pixel * |sr - gt| + feature * d(sr, gt) + latent * |z_H - E(gt)|^2
 
 d is measured in the features of the encoder as it was at the start of the run.
 """
@@ -8,8 +10,9 @@ d is measured in the features of the encoder as it was at the start of the run.
 from copy import deepcopy
 from functools import partial
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from quantsr.losses import EncoderFeatures
@@ -20,16 +23,21 @@ from quantsr.teachers.one_step import OneStepTeacher
 
 
 class TeacherTraining(StagedModule):
-    """Trains all of a one-step teacher.
+    """Trains a one-step teacher.
+
+    The denoiser trains with the autoencoder frozen: trained together, the autoencoder restores the image by itself
+    and leaves nothing to the denoiser, and a student with a quantized denoiser shows nothing.
 
     Args:
         teacher: where to start from; it is left as it is, the trained copy is ``model``.
-        steps: training steps.
+        steps: training steps of the denoiser.
         lr: peak learning rate of AdamW, warmed up and decayed by half a cosine.
         pixel: weight of the L1 distance between image and ground truth.
         feature: weight of the distance in frozen encoder features.
-        latent: weight of the squared distance between z_H and the ground truth's own latent (no gradient to the
-            latter).
+        latent: weight of the squared distance between z_H and the ground truth's own latent.
+        autoencoder_steps: training steps of the autoencoder; 0 keeps the teacher's.
+        autoencoder_lr: peak learning rate there.
+        variance: weight of (mean z^2 - 1)^2 there: latents get the unit variance that diffusion's schedules assume.
         max_norm: gradient clipping.
     """
 
@@ -41,38 +49,58 @@ class TeacherTraining(StagedModule):
         pixel: float = 1.0,
         feature: float = 0.0,
         latent: float = 0.0,
+        autoencoder_steps: int = 0,
+        autoencoder_lr: float = 1e-3,
+        variance: float = 0.01,
         max_norm: float = 1.0,
     ):
-        super().__init__(teacher, deepcopy(teacher))
+        # Teachers are loaded frozen; DDP takes in what can train when it is set up, before the first stage.
+        super().__init__(teacher, deepcopy(teacher).requires_grad_(True))
         self.training_steps, self.lr, self.max_norm = steps, lr, max_norm
+        self.autoencoder_steps, self.autoencoder_lr, self.variance = autoencoder_steps, autoencoder_lr, variance
         self.weights = {"pixel": pixel, "feature": feature, "latent": latent}
         self.features = EncoderFeatures(teacher.vae.encoder) if feature else None
 
     def stages(self) -> list[Stage]:
+        vae, unet = self.model.vae, self.model.unet
         return [
-            Stage(
-                "teacher",
-                self.training_steps,
-                self.loss,
-                [Group(list(self.model.parameters()), self.lr)],
-                warm_cosine,
-                optimizer=partial(AdamW, betas=(0.9, 0.99), weight_decay=1e-4),
-                max_norm=self.max_norm,
-            )
+            self._stage("autoencoder", self.autoencoder_steps, self.autoencoder_loss, vae, self.autoencoder_lr),
+            self._stage("teacher", self.training_steps, self.loss, unet, self.lr),
         ]
+
+    def _stage(self, name: str, steps: int, loss, module: nn.Module, lr: float) -> Stage:
+        optimizer = partial(AdamW, betas=(0.9, 0.99), weight_decay=1e-4)
+        groups = [Group(list(module.parameters()), lr)]
+        return Stage(name, steps, loss, groups, warm_cosine, optimizer=optimizer, max_norm=self.max_norm)
 
     def models(self) -> dict[str, Teacher]:
         return {"teacher": self.model}
 
+    def autoencoder_loss(self, batch: Batch) -> Tensor:
+        """Reconstruction of the ground truth, from latents of unit variance.
+
+        The output's colours are corrected as in the whole model (our choice): the latent need not carry them.
+        """
+        lq, gt = batch["lq"], batch["gt"]
+        latent = self.model.embed(gt)
+        variance = (latent.float().square().mean() - 1).square()
+        return F.l1_loss(self.model.render(latent, lq).float(), gt) + self.variance * variance
+
     def loss(self, batch: Batch) -> Tensor:
+        """Super-resolution of the low-quality image."""
         lq, gt = batch["lq"], batch["gt"]
         model, weights = self.model, self.weights
-        latent = model.encode(lq)
+        with torch.no_grad():
+            latent = model.encode(lq)
         clean = model.clean(latent, model.denoise(latent))
-        sr = model.render(clean, lq).float()
-        loss = weights["pixel"] * F.l1_loss(sr, gt)
-        if self.features is not None:
-            loss = loss + weights["feature"] * self.features(sr, gt)
+        loss = latent.new_zeros(())
+        if weights["pixel"] or self.features is not None:
+            sr = model.render(clean, lq).float()
+            loss = loss + weights["pixel"] * F.l1_loss(sr, gt)
+            if self.features is not None:
+                loss = loss + weights["feature"] * self.features(sr, gt)
         if weights["latent"]:
-            loss = loss + weights["latent"] * F.mse_loss(clean, model.embed(gt).detach())
+            with torch.no_grad():
+                target = model.embed(gt)
+            loss = loss + weights["latent"] * F.mse_loss(clean, target)
         return loss

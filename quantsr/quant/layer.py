@@ -1,8 +1,9 @@
 """One quantized layer for Linear and Conv1d/2d/3d: every method is a recipe of it.
 
-    y = Qa(T(x)) * Qw(T(W - L1 L2)) + W * o + L1 (L2 x) + b + b_align
+    y = Qa(T(x)) * Qw(T(W_r)) + W_r * o + L1 (L2 x) + b + b_align          W_r = W - L1 L2 + F1 F2
 
-with T the equivalent transforms of the recipe. What a recipe does not use is not there.
+with T the equivalent transforms of the recipe. What a recipe does not use is not there. This is the form that trains;
+:mod:`quantsr.quant.folded` is the one that runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from quantsr.quant.affine import fake_quantize, qparams
-from quantsr.quant.low_rank import LowRank
+from quantsr.quant.low_rank import LowRank, LowRankUpdate
 from quantsr.quant.operation import Layer, Operation
 from quantsr.quant.parts import extremes
 from quantsr.quant.quantizer import Quantizer
@@ -33,7 +34,7 @@ class QuantizedLayer(nn.Module):
     Args:
         module: the layer to quantize.
         recipe: how.
-        seed: of a rotation.
+        seed: of what the recipe draws at random (a rotation, the start of a low-rank update).
 
     Raises:
         ValueError: a module that is no plain linear layer or convolution.
@@ -41,8 +42,6 @@ class QuantizedLayer(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
-    frozen_weight: Tensor | None
-    frozen_offset_response: Tensor | None
 
     def __init__(self, module: Layer, recipe: LayerRecipe, seed: int = 0):
         super().__init__()
@@ -56,12 +55,10 @@ class QuantizedLayer(nn.Module):
         )
         self.rotation = Rotation(sizes, axis, seed) if recipe.rotation else None
         self.low_rank = LowRank(self.weight, recipe.rank) if recipe.rank else None
+        self.update = LowRankUpdate(self.weight, recipe.update_rank, seed) if recipe.update_rank else None
         self.bias_alignment = nn.Parameter(torch.zeros(rows)) if recipe.bias_alignment else None
         self.input_quantizer = Quantizer(recipe.act, sizes, axis)
         self.weight_quantizer = Quantizer(recipe.weight, sizes, 1, rows)
-        # Set by `freeze`: what is left of the weight when it is known only in its codes.
-        self.register_buffer("frozen_weight", None, persistent=False)
-        self.register_buffer("frozen_offset_response", None, persistent=False)
         self._cache: dict[str, tuple[Sequence[Tensor], list[tuple], Tensor]] = {}
         self.to(self.weight.device)
 
@@ -77,9 +74,18 @@ class QuantizedLayer(nn.Module):
             x = transform.input(x)
         return x
 
+    def merged_weight(self) -> Tensor:
+        """W + F1 F2: what the layer stands for, without transforms and quantization."""
+        return self.weight if self.update is None else self.update(self.weight)
+
+    def residual_weight(self) -> Tensor:
+        """W_r = W - L1 L2 + F1 F2: what is left for the low bits."""
+        w = self.merged_weight()
+        return w if self.low_rank is None else self.low_rank.residual(w)
+
     def transformed_weight(self) -> Tensor:
-        """T(W - L1 L2), in full precision."""
-        w = self.weight if self.low_rank is None else self.low_rank.residual(self.weight)
+        """T(W_r), in full precision."""
+        w = self.residual_weight()
         for transform in self.transforms():
             w = transform.weight(w)
         return w
@@ -89,15 +95,13 @@ class QuantizedLayer(nn.Module):
         return self.input_quantizer(self.transformed_input(x))
 
     def quantized_weight(self) -> Tensor:
-        """Qw(T(W - L1 L2)); computed once while nothing that makes it is training."""
-        if self.frozen_weight is not None:
-            return self.frozen_weight
+        """Qw(T(W_r)); computed once while nothing that makes it is training."""
         sources = [self.weight, *self.weight_sources()]
         return self._cached("weight", sources, lambda: self.weight_quantizer(self.transformed_weight()))
 
     def weight_sources(self) -> list[Tensor]:
         """What makes the quantized weight beside the weight itself: all that can train, and the bounds."""
-        parts = [self.weight_quantizer, self.low_rank, self.rotation]
+        parts = [self.weight_quantizer, self.low_rank, self.update, self.rotation]
         tensors = [t for part in parts if part is not None for t in (*part.parameters(), *part.buffers())]
         return tensors if self.smoothing is None else [*tensors, self.smoothing.scale]
 
@@ -122,7 +126,7 @@ class QuantizedLayer(nn.Module):
             return self.operation(x, self.weight, self.bias)
         trained = self._learns()
         y = _Product.apply(self, x, *trained) if trained else self._product(x)
-        constant = self._constant_output(x)
+        constant = constant_output(self.operation, x, self.constant(), self._offset_response())
         if constant is not None:
             y = y.add_(constant.to(y.dtype))
         if self.low_rank is not None:
@@ -163,40 +167,34 @@ class QuantizedLayer(nn.Module):
             return bias
         return self.bias_alignment if bias is None else bias + self.bias_alignment
 
-    def offset_response(self) -> Tensor:
-        """sum over input channels of W o, as the weight ``(out, 1, *kernel)`` of a layer on a constant input of 1."""
-        if self.frozen_offset_response is not None:
-            return self.frozen_offset_response
+    def offset_response(self, weight: Tensor | None = None) -> Tensor:
+        """sum over input channels of w o, as the weight ``(out, 1, *kernel)`` of a layer on a constant input of 1.
+
+        Args:
+            weight: w, ``(out, in, *kernel)``; None for W_r.
+
+        Raises:
+            ValueError: the recipe has no offset.
+        """
         offset = self.offset
         if offset is None:
             raise ValueError(f"no offset in this recipe: {self.recipe}")
-        w = self.weight if self.low_rank is None else self.low_rank.residual(self.weight)
-        sources = [self.weight, offset, *([] if self.low_rank is None else self.low_rank.parameters())]
+        w = self.residual_weight() if weight is None else weight
+        rows, channels, *kernel = w.shape
+        with torch.autocast(w.device.type, enabled=False):
+            if w[0, 0].numel() == 1:
+                return (w.flatten(1) @ offset).view(rows, 1, *kernel)
+            return torch.bmm(offset.expand(rows, 1, channels), w.flatten(2)).view(rows, 1, *kernel)
 
-        def compute() -> Tensor:
-            rows, channels, *kernel = w.shape
-            with torch.autocast(w.device.type, enabled=False):
-                if w[0, 0].numel() == 1:
-                    return (w.flatten(1) @ offset).view(rows, 1, *kernel)
-                return torch.bmm(offset.expand(rows, 1, channels), w.flatten(2)).view(rows, 1, *kernel)
-
-        return self._cached("offset", sources, compute)
-
-    def _constant_output(self, x: Tensor) -> Tensor | None:
-        """b + b_align + W * o, broadcastable over the output, or None.
-
-        W * o is what the product loses when o is taken off the input. At the border, padding takes part of it away.
-        """
-        bias = self.constant()
+    def _offset_response(self) -> Tensor | None:
+        """That of W_r, kept while nothing that makes it is training; None for a recipe without an offset."""
         if self.offset is None:
-            return None if bias is None else along(bias, self.operation.axis, x.ndim)
-        response = self.offset_response()
-        if self.operation.kind == "Linear":
-            return response[:, 0] if bias is None else response[:, 0] + bias
-        ones = response.new_ones(1, 1, *x.shape[2:])
-        return self.operation(ones, response, None if bias is None else bias.to(response.dtype))
+            return None
+        parts = [part for part in (self.low_rank, self.update) if part is not None]
+        sources = [self.weight, self.offset, *(p for part in parts for p in part.parameters())]
+        return self._cached("offset", sources, self.offset_response)
 
-    # Calibration and deployment.
+    # Calibration.
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
@@ -211,24 +209,29 @@ class QuantizedLayer(nn.Module):
     @property
     def calibrated(self) -> bool:
         """Whether all its ranges and scales are known."""
-        smoothed = self.smoothing is None or self.smoothing.calibrated
-        known = self.frozen_weight is not None or self.weight_quantizer.calibrated
-        return smoothed and known and self.input_quantizer.calibrated
-
-    @torch.no_grad()
-    def freeze(self, weight: Tensor, offset_response: Tensor | None) -> None:
-        """Forget the full-precision weight: compute with this quantized one from now on.
-
-        Args:
-            weight: Qw(T(W - L1 L2)), ``(out, in, *kernel)``.
-            offset_response: of :meth:`offset_response`, for recipes with an offset.
-        """
-        self.frozen_weight, self.frozen_offset_response = weight, offset_response
-        self.register_parameter("weight", None)
-        self._cache.clear()
+        parts = [self.smoothing, self.input_quantizer, self.weight_quantizer]
+        return all(part.calibrated for part in parts if part is not None)
 
     def extra_repr(self) -> str:
         return f"{self.operation.kind}, {self.recipe}"
+
+
+def constant_output(operation: Operation, x: Tensor, bias: Tensor | None, response: Tensor | None) -> Tensor | None:
+    """What a layer adds to its product, broadcastable over the output, or None for nothing.
+
+    Args:
+        operation: of the layer.
+        x: its input, for the size.
+        bias: b + b_align, ``(out,)``.
+        response: of the offset o, see :meth:`QuantizedLayer.offset_response`: what the product loses when o is taken
+            off the input. At the border, padding takes part of it away.
+    """
+    if response is None:
+        return None if bias is None else along(bias, operation.axis, x.ndim)
+    if operation.kind == "Linear":
+        return response[:, 0] if bias is None else response[:, 0] + bias
+    ones = response.new_ones(1, 1, *x.shape[2:])
+    return operation(ones, response, None if bias is None else bias.to(response.dtype))
 
 
 class _Product(torch.autograd.Function):

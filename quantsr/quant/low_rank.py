@@ -1,11 +1,13 @@
-"""The 16-bit low-rank branch beside the low-bit weight: W = W_r + L1 L2 (SVDQuant; QuantVSR and QArtSR, 3.2)."""
+"""Products of two thin matrices: a 16-bit branch beside the low-bit weight, and an update merged into it."""
 
 import torch
 from torch import Tensor, nn
 
 
 class LowRank(nn.Module):
-    """L1 ``(out, r)`` and L2 ``(r, in * prod(kernel))``, from the SVD of the weight; computed as two small products.
+    """The 16-bit branch W = W_r + L1 L2 (SVDQuant; QuantVSR, 3.2; QArtSR), computed as two small products.
+
+    L1 ``(out, r)`` and L2 ``(r, in * prod(kernel))`` start as the SVD of the weight.
 
     Args:
         weight: ``(out, in, *kernel)``.
@@ -31,8 +33,7 @@ class LowRank(nn.Module):
 
     def residual(self, weight: Tensor) -> Tensor:
         """W - L1 L2, in the shape of the weight."""
-        with torch.autocast(weight.device.type, enabled=False):  # Codes do not depend on how a layer is called.
-            return weight - (self.L1 @ self.L2).view_as(weight)
+        return weight - _product(self.L1, self.L2).view_as(weight)
 
     @property
     def down(self) -> Tensor:
@@ -43,3 +44,35 @@ class LowRank(nn.Module):
     def up(self) -> Tensor:
         """L1 as the weight of a 1x1 layer."""
         return self.L1.view(*self.L1.shape, *(1 for _ in self.kernel[1:]))
+
+
+class LowRankUpdate(nn.Module):
+    """A trained update F1 F2 of the weight, quantized with it: it costs nothing at inference (QArtSR; EfficientDM).
+
+    F1 ``(out, r)`` starts at 0, so that F1 F2 does; F2 ``(r, in * prod(kernel))`` is drawn with the weight's own root
+    mean square (our choice), so that one learning rate for F1 suits layers of any scale.
+
+    Args:
+        weight: ``(out, in, *kernel)``.
+        rank: r, cut to the weight's own rank where that is smaller.
+        seed: of F2.
+    """
+
+    def __init__(self, weight: Tensor, rank: int, seed: int = 0):
+        super().__init__()
+        rank = min(rank, weight.shape[0], weight[0].numel())
+        self.F1 = nn.Parameter(torch.zeros(weight.shape[0], rank))
+        self.F2 = nn.Parameter(torch.empty(rank, weight[0].numel()))
+        if not weight.is_meta:
+            draw = torch.randn(self.F2.shape, generator=torch.Generator().manual_seed(seed))
+            with torch.no_grad():
+                self.F2.copy_(draw.to(weight.device) * weight.detach().square().mean().sqrt())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """W + F1 F2, in the shape of the weight."""
+        return weight + _product(self.F1, self.F2).view_as(weight)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    with torch.autocast(a.device.type, enabled=False):  # Codes do not depend on how a layer is called.
+        return a @ b

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quantsr.quant.affine import fake_quantize, qparams, quantize, round_through
+from quantsr.quant.clipping import clipped_extremes
 from quantsr.quant.parts import beside, even, extremes, spread
 from quantsr.quant.spec import AffineSpec
 
@@ -58,12 +59,19 @@ class Quantizer(nn.Module):
         """Whether the range is known."""
         return self.spec.range == "dynamic" or not any(t.isnan().any() for t in self.state_dict().values())
 
+    @torch.no_grad()
     def record(self, x: Tensor) -> None:
         """Note the extremes of a calibration batch; :meth:`absorb` takes them into the range."""
         if self.spec.range != "dynamic":
-            lower, upper = extremes(x, self.spec.granularity, self.axis, self.sizes)
+            lower, upper = self._bounds_of(x)
             # Both as maxima, so that one all-reduce joins the batches of several devices.
             self.pending = torch.stack([-lower, upper])
+
+    def _bounds_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        spec, parts = self.spec, (self.axis, self.sizes)
+        if spec.clipping:
+            return clipped_extremes(x, spec.granularity, *parts, spec.qmin, spec.qmax, spec.symmetric)
+        return extremes(x, spec.granularity, *parts)
 
     @torch.no_grad()
     def absorb(self, pending: Tensor) -> None:

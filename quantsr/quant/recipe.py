@@ -16,6 +16,7 @@ class LayerRecipe:
         offset: whether smoothing has an offset too (LET of PassionSR; QArtSR's phi has none).
         rotation: rotate the input channels by a random Hadamard matrix.
         rank: rank of a 16-bit low-rank branch; 0 for none.
+        update_rank: rank of a trained update of the low-bit weight, merged into it; 0 for none.
         channel_split: cut the input channels into two halves with bounds (and rotation) of their own.
         group_size: instead, cut them into groups of this size for the bounds; None for one group.
         bias_alignment: a learnable constant per output channel (LBA of QuantVSR).
@@ -28,6 +29,7 @@ class LayerRecipe:
     offset: bool = False
     rotation: bool = False
     rank: int = 0
+    update_rank: int = 0
     channel_split: bool = False
     group_size: int | None = None
     bias_alignment: bool = False
@@ -59,6 +61,7 @@ class LayerRecipe:
             "offset": self.offset,
             "rotation": self.rotation,
             f"rank {self.rank}": self.rank,
+            f"update of rank {self.update_rank}": self.update_rank,
             "channel split": self.channel_split,
             f"groups of {self.group_size}": self.group_size,
             "bias alignment": self.bias_alignment,

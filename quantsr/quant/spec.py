@@ -24,6 +24,8 @@ class AffineSpec:
             learned ``step`` (LSQ, arXiv 1902.08153), or ``dynamic``, from the tensor itself at every call.
         momentum: weight of the past in the running average of a static range over calibration batches (PassionSR,
             section 4.1: 0.95); None takes the extremes of all data.
+        clipping: shrink the extremes that calibration sees to the fraction of them with the least squared error: at few
+            bits, rare outliers are better clipped than given the codes of everything else.
         as_released: differentiate as the released code of PassionSR and QuantVSR does, instead of as the papers say:
             the clamp blocks the gradient of both extreme codes, and a learned range takes its zero point from the scale
             of the call before (without gradient to that scale). Only for comparing numbers with that code.
@@ -37,6 +39,7 @@ class AffineSpec:
     granularity: Granularity = "tensor"
     range: RangeKind = "minmax"
     momentum: float | None = 0.95
+    clipping: bool = False
     as_released: bool = False
 
     def __post_init__(self) -> None:

@@ -50,8 +50,11 @@ class Teacher(nn.Module, ABC):
         """Layers that the papers keep at 8 bits whatever the rest gets, by part."""
 
     @abstractmethod
-    def blocks(self) -> list[str]:
-        """Names of the denoiser's blocks (convolutions, residual, attention, sampling) in execution order."""
+    def blocks(self) -> dict[str, list[str]]:
+        """Blocks (convolutions, residual, attention, sampling, time embedding) by part, each in execution order.
+
+        Together they hold every linear layer and convolution of the model.
+        """
 
     def freeze(self) -> "Teacher":
         """Evaluation mode, no gradients. Returns self."""

@@ -61,13 +61,23 @@ class OneStepTeacher(Teacher):
         }
         self.vae = AutoencoderKL(**vae)
         self.unet = UNet2DConditionModel(**unet)
-        self.timestep, self.color_fix, self.scale = timestep, color_fix, scale
-        abars = DDPMScheduler(**schedule).alphas_cumprod
-        if not 0 <= timestep < len(abars):
-            raise ValueError(f"timestep must be from 0 to {len(abars) - 1}, not {timestep}")
-        abar = abars[timestep].item()
-        self.signal, self.noise = math.sqrt(abar), math.sqrt(1 - abar)
+        self.color_fix, self.scale = color_fix, scale
+        self.abars: list[float] = DDPMScheduler(**schedule).alphas_cumprod.tolist()
+        self.retime(timestep)
         self.register_buffer("prompt_embedding", torch.randn(1, prompt_tokens, self.unet.config.cross_attention_dim))
+
+    def retime(self, timestep: int) -> "OneStepTeacher":
+        """Run the single step at another t; the weights stay as they are. Returns self.
+
+        Raises:
+            ValueError: a timestep that the schedule does not have.
+        """
+        if not 0 <= timestep < len(self.abars):
+            raise ValueError(f"timestep must be from 0 to {len(self.abars) - 1}, not {timestep}")
+        self.timestep = self.config["timestep"] = timestep
+        abar = self.abars[timestep]
+        self.signal, self.noise = math.sqrt(abar), math.sqrt(1 - abar)
+        return self
 
     @property
     def latent_factor(self) -> int:
@@ -131,17 +141,25 @@ class OneStepTeacher(Teacher):
             "decoder": ["vae.post_quant_conv", "vae.decoder.conv_out"],
         }
 
-    def blocks(self) -> list[str]:
-        stages = [f"down_blocks.{i}" for i in range(len(self.unet.down_blocks))]
-        stages += ["mid_block"] + [f"up_blocks.{i}" for i in range(len(self.unet.up_blocks))]
-        names = ["unet.conv_in"]
-        for stage in stages:
-            names += [f"unet.{stage}.{name}" for name in _in_order(self.unet.get_submodule(stage))]
-        return [*names, "unet.conv_out"]
+    def blocks(self) -> dict[str, list[str]]:
+        return {
+            "encoder": [*self._blocks_of("vae.encoder"), "vae.quant_conv"],
+            "denoiser": ["unet.time_embedding", *self._blocks_of("unet")],
+            "decoder": ["vae.post_quant_conv", *self._blocks_of("vae.decoder")],
+        }
+
+    def _blocks_of(self, network: str) -> list[str]:
+        """Blocks of the UNet, or of the VAE's encoder or decoder: whichever stages it has, between its convolutions."""
+        owner = self.get_submodule(network)
+        down = [f"down_blocks.{i}" for i in range(len(getattr(owner, "down_blocks", ())))]
+        up = [f"up_blocks.{i}" for i in range(len(getattr(owner, "up_blocks", ())))]
+        stages = [*down, "mid_block", *up]
+        inner = [f"{stage}.{name}" for stage in stages for name in _in_order(owner.get_submodule(stage))]
+        return [f"{network}.{name}" for name in ("conv_in", *inner, "conv_out")]
 
 
 def _in_order(stage: torch.nn.Module) -> list[str]:
-    """Blocks of one UNet stage as they run: residual, attention, residual, ..., sampler."""
+    """Blocks of one stage as they run: residual, attention, residual, ..., sampler."""
     resnets = [f"resnets.{i}" for i in range(len(stage.resnets))]
     attentions = [f"attentions.{i}" for i in range(len(getattr(stage, "attentions", None) or []))]
     # A middle block starts with a residual block of its own before the first (attention, residual) pair.

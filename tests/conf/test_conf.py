@@ -111,7 +111,7 @@ def test_experiment(experiment):
 
 def test_defaults_are_the_demo():
     cfg = resolved(configuration())
-    assert cfg["method"]["_target_"].endswith("PassionSR")
+    assert cfg["method"]["_target_"].endswith("QArtSR")
     assert (cfg["bits"]["weight"], cfg["bits"]["act"]) == (4, 4)
     assert cfg["teacher"]["weights"] == "tiny_image" and cfg["data"]["_target_"].endswith("PhotosDataModule")
 

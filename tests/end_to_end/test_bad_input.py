@@ -35,6 +35,8 @@ CASES = {
     "missing data folder": (["data.root=/nowhere"], ["No image folder at /nowhere"]),
     "missing teacher weights": (["teacher.weights=/nowhere.safetensors"], ["no teacher weights at /nowhere"]),
     "unknown bits": (["bits=w9a9"], ["w9a9", "w4a4"]),
+    "number for a group": (["bits=4"], ["take the name of an option"]),
+    "null for a group": (["teacher=null"], ["take the name of an option"]),
     "impossible bits": (["bits.weight=9"], ["bits.weight must be", "from 2 to 8, not 9"]),
     "unknown method": (["method=magic"], ["magic", "passionsr"]),
     "unknown key": (["method.stepz=3"], ["stepz"]),
@@ -43,6 +45,18 @@ CASES = {
     "missing checkpoint": (["ckpt_path=/nowhere.ckpt"], ["no checkpoint at ckpt_path=/nowhere.ckpt"]),
     "crop that does not divide": (["data.crop=30"], ["30 pixels does not divide by the scale 4"]),
     "no root": (["data.root=???"], ["data.root"]),
+    "text for a whole number": (
+        ["method.observation_steps=two"],
+        ["method.observation_steps takes a whole number, not 'two'"],
+    ),
+    "fraction for a whole number": (["data.batch_size=1.5"], ["data.batch_size takes a whole number, not 1.5"]),
+    "text for data": (["data.batch_size=many"], ["data.batch_size takes a whole number, not 'many'"]),
+    "text for bits": (["bits.weight=four"], ["bits.weight takes a whole number, not 'four'"]),
+    "text for the seed": (["seed=x"], ["seed takes a whole number, not 'x'"]),
+    "text for epochs": (["trainer.max_epochs=a"], ["trainer.max_epochs takes a whole number or null, not 'a'"]),
+    "number for a path": (["ckpt_path=3"], ["ckpt_path takes text or null, not 3"]),
+    "number for weights": (["teacher.weights=3"], ["teacher.weights takes text, not 3"]),
+    "one word for a list": (["method.parts=denoiser"], ["method.parts takes a list of text, not 'denoiser'"]),
     "broken command line": (["method.parts=[denoiser"], ["[denoiser"]),
 }
 
@@ -54,6 +68,24 @@ def test_train(train, options, texts):
 
 def test_nothing_is_read_before_the_checkpoint_is_known_to_be_there(train):
     assert_refused(train(*MINMAX, "ckpt_path=/nowhere.ckpt", "data.root=/nowhere"), "ckpt_path")
+
+
+def test_types_are_checked_before_any_work(train):
+    assert_refused(train(*MINMAX, "data.root=/nowhere", "ckpt_path=/nowhere.ckpt", "seed=x"), "seed takes")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["method=passionsr", "method.relative_lr=maybe"], "method.relative_lr takes true or false, not 'maybe'"),
+        (["method=passionsr", "method.bounds_lr=fast"], "method.bounds_lr takes a number, not 'fast'"),
+        (["data=realsr", "data.root=/x", "data.crop=x"], "data.crop takes a whole number, not 'x'"),
+        (["teacher=one_step", "teacher.timestep=x"], "teacher.timestep takes a whole number, not 'x'"),
+    ],
+    ids=["bool", "float", "passed on by a function", "passed on to what a function makes"],
+)
+def test_types_of_other_choices(run, tmp_path, options, text):
+    assert_refused(run("train.py", "logger=csv", *options, f"hydra.run.dir={tmp_path}"), text)
 
 
 def test_batch_that_devices_cannot_share(train):
@@ -121,6 +153,9 @@ class TestEval:
     def test_missing_checkpoint(self, run, tmp_path):
         result = run("eval.py", "artefact=/nowhere/last.ckpt", f"hydra.run.dir={tmp_path}")
         assert_refused(result, "no checkpoint at", "/nowhere/last.ckpt")
+
+    def test_number_for_an_artefact(self, run, tmp_path):
+        assert_refused(run("eval.py", "artefact=3", f"hydra.run.dir={tmp_path}"), "artefact takes text or null, not 3")
 
     def test_outputs_need_ground_truth(self, run, image_folder, tmp_path):
         result = run("eval.py", f"outputs={image_folder}", f"hydra.run.dir={tmp_path}")

@@ -21,8 +21,12 @@ def packed(folder: Path):
 
 @pytest.mark.parametrize(
     "method",
-    [["method=minmax"], ["method=passionsr", "method.steps=3", "method.parts=[decoder]"]],
-    ids=["minmax", "passionsr"],
+    [
+        ["method=minmax"],
+        ["method=passionsr", "method.steps=3", "method.parts=[decoder]"],
+        ["method=qartsr", "method.module_steps=1", "method.extended_steps=2"],
+    ],
+    ids=["minmax", "passionsr", "qartsr"],
 )
 def test_two_devices_are_as_one(run, run_alone, micro, tmp_path, method):
     one, two = tmp_path / "one", tmp_path / "two"

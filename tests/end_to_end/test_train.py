@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import quantsr
+from tests.end_to_end.conftest import MICRO_STEPS
 
 
 def test_folder_of_a_run(trained):
@@ -73,7 +74,7 @@ def test_artefact_says_how_it_was_made(trained):
 
 
 def test_the_same_seed_gives_the_same_result(trained, run, micro, tmp_path):
-    options = ["method.steps=2", "bits=w6a6", "seed=3", f"hydra.run.dir={tmp_path}"]
+    options = [*MICRO_STEPS["passionsr"], "bits=w6a6", "seed=3", f"hydra.run.dir={tmp_path}"]
     assert run("train.py", *micro, *options).code == 0
     ours, theirs = ((f / "artefact" / "student.safetensors").read_bytes() for f in (tmp_path, trained[0]))
     assert ours == theirs
@@ -104,11 +105,29 @@ def test_a_sweep_makes_a_folder_a_job_and_one_table_and_goes_on_after_a_failure(
     jobs = [f"{number}_minmax_w4a4_tiny_image" for number in range(3)]
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == jobs
     assert [(sweep / job / "metrics.json").is_file() for job in jobs] == [True, False, True]
-    rows = [line for line in result.out.splitlines() if line.startswith("│ ") and "_minmax_" in line]
-    assert [row.split()[1] for row in rows] == [jobs[0], jobs[2]]
+    rows = [line.split()[1:4:2] for line in result.out.splitlines() if line.startswith("│ ") and "bits." in line]
+    assert rows == [["0", "bits.weight=4"], ["2", "bits.weight=8"]]
+    table = list(csv.DictReader((sweep / "sweep.csv").open()))
+    assert [(row["job"], row["bits.weight"]) for row in table] == [(jobs[0], "4"), (jobs[2], "8")]
+    assert "| 2 | bits.weight=8 |" in (sweep / "sweep.md").read_text()
+    assert str(sweep / "sweep.csv") in result.out and str(sweep / "sweep.md") in result.out
     for job in (jobs[0], jobs[2]):
         assert result.out.count(f"metrics  {sweep / job}") == 1
     assert result.code == 2
     assert "bits.weight must be a whole number from 2 to 8, not 9" in result.err
-    assert result.err.splitlines()[-1] == f"error: 1 of 3 jobs failed: {jobs[1]}"
+    assert result.err.splitlines()[-1] == f"error: 1 of 3 jobs failed: {jobs[1]} (bits.weight=9)"
     assert "Traceback" not in result.err
+
+
+@pytest.mark.slow
+def test_a_sweep_over_any_keys_of_an_experiment(run_alone, micro, tmp_path):
+    options = [option for option in micro if not option.startswith("method")]
+    # What is given on the command line counts more than what an experiment says.
+    options += ["experiment=tiny_image", "teacher=tiny_image", "trainer.precision=32-true"]
+    options += ["data.pattern=*", "data.validation_pattern=null", "method.autoencoder_steps=0"]
+    sweep = tmp_path / "sweep"
+    result = run_alone("train.py", "-m", *options, "method.steps=1", "method.lr=0.01,0.02", f"hydra.sweep.dir={sweep}")
+    assert result.code == 0, result.err
+    assert "│ 0 │ method.lr=0.01 " in result.out and "│ 1 │ method.lr=0.02 " in result.out
+    table = list(csv.DictReader((sweep / "sweep.csv").open()))
+    assert [row["method.lr"] for row in table] == ["0.01", "0.02"]

@@ -11,19 +11,24 @@ from lightning.pytorch import Callback
 from quantsr.methods.base import StagedModule
 from quantsr.methods.minmax import MinMax
 from quantsr.methods.passionsr import PassionSR
+from quantsr.methods.qartsr import QArtSR
 from quantsr.methods.quantization import QuantizationMethod
 from quantsr.quant.spec import Bits
 
-SHORT = {"observation_steps": 2, "steps": 4, "transform_lr": 3e-3, "bounds_lr": 1e-2, "relative_lr": True}
+SHORT = {
+    MinMax: {"observation_steps": 2},
+    PassionSR: {"observation_steps": 2, "steps": 4, "transform_lr": 3e-3, "bounds_lr": 1e-2, "relative_lr": True},
+    QArtSR: {"observation_steps": 2, "module_steps": 2, "extended_steps": 2, "rank": 2, "update_rank": 2},
+}
+"""Schedules of seconds."""
 
 
 @pytest.fixture
 def build_method(teacher) -> Callable[..., QuantizationMethod]:
-    """A function that makes a short PassionSR, or with ``kind=MinMax`` that."""
+    """A function that makes a short PassionSR, or with ``kind=`` another method."""
 
     def build(kind: type = PassionSR, bits: Bits = Bits(4, 4), **options) -> QuantizationMethod:  # noqa: B008
-        defaults = {"observation_steps": 2} if kind is MinMax else SHORT
-        return kind(teacher, bits, **defaults | options)
+        return kind(teacher, bits, **SHORT[kind] | options)
 
     return build
 

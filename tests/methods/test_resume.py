@@ -6,6 +6,7 @@ from lightning.pytorch import Callback
 
 from quantsr.methods.minmax import MinMax
 from quantsr.methods.passionsr import PassionSR
+from quantsr.methods.qartsr import QArtSR
 from quantsr.methods.teacher import TeacherTraining
 from tests.conftest import micro_teacher
 
@@ -69,6 +70,19 @@ def test_passionsr(whole, build_method, fit, stage):
     end, folder = run_whole(whole, "passionsr", build_method(PassionSR, **options), fit)
     resumed = build_method(PassionSR, **options)
     torch.manual_seed(123)  # Chance has no say.
+    fit(resumed, ckpt_path=folder / f"{stage}.ckpt")
+    assert_same(state(resumed), end)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    ["ranges", "module unet.conv_out", "module unet.up_blocks.0.attentions.0", "module unet.conv_in-end", "extended"],
+)
+def test_qartsr(whole, build_method, fit, stage):
+    """In the middle of a module, on the border between two, and in extended training."""
+    end, folder = run_whole(whole, "qartsr", build_method(QArtSR), fit)
+    resumed = build_method(QArtSR)
+    torch.manual_seed(123)
     fit(resumed, ckpt_path=folder / f"{stage}.ckpt")
     assert_same(state(resumed), end)
 

@@ -28,14 +28,36 @@ def test_every_term_of_the_loss_falls(terms, fit, build_data):
     assert all(torch.equal(tensor, start.state_dict()[name]) for name, tensor in before.items())
 
 
-def test_all_of_the_model_trains(fit):
-    method = TeacherTraining(micro_teacher(), steps=3, pixel=1.0, feature=0.1, latent=0.1)
+@pytest.mark.parametrize(("steps", "network"), [({"autoencoder_steps": 3, "steps": 0}, "vae"), ({"steps": 3}, "unet")])
+def test_each_stage_trains_all_of_one_network(fit, steps, network):
+    """The denoiser with the autoencoder frozen: it is to do the work."""
+    method = TeacherTraining(micro_teacher(), **steps, pixel=1.0, feature=0.1, latent=0.1)
     before = {name: p.clone() for name, p in method.model.named_parameters()}
     fit(method)
-    still = {name for name, p in method.model.named_parameters() if torch.equal(p, before[name])}
-    # Keys' biases do not change attention.
-    assert {name for name in still if not name.endswith("to_k.bias")} == set()
+    changed = {name for name, p in method.model.named_parameters() if not torch.equal(p, before[name])}
+    assert {name.partition(".")[0] for name in changed} == {network}
+    # Keys' biases do not change attention, and nothing is drawn with the latent's variance.
+    idle = ("to_k.bias", "quant_conv.weight", "quant_conv.bias")
+    still = {name for name in before if name.startswith(network) and name not in changed}
+    assert {name for name in still if not name.endswith(idle)} == set()
     assert list(method.models()) == ["teacher"]
+
+
+def test_the_autoencoder_learns_to_give_back_an_image_from_latents_of_unit_variance(fit, build_data):
+    method = TeacherTraining(micro_teacher(), steps=0, autoencoder_steps=60, autoencoder_lr=5e-3, variance=0.1)
+    data = build_data().calibration()
+    batch = {key: torch.stack([data[i][key] for i in range(len(data))]) for key in ("lq", "gt")}
+
+    def errors():
+        with torch.no_grad():
+            latent = method.model.embed(batch["gt"])
+            error = (method.model.render(latent, batch["lq"]) - batch["gt"]).abs().mean()
+            return error.item(), abs(latent.square().mean().item() - 1)
+
+    before = errors()
+    fit(method)
+    after = errors()
+    assert after[0] < 0.9 * before[0] and after[1] < 0.5 * before[1]
 
 
 def test_learning_rate_warms_up_and_decays(fit):

@@ -38,6 +38,12 @@ def module_and_input(request) -> tuple[nn.Module, Tensor]:
 
 
 @pytest.fixture
+def image_layer():
+    """A convolution and an input, for tests that need no other kind."""
+    return nn.Conv2d(8, 6, 3, padding=1).requires_grad_(False), torch.randn(2, 8, 6, 5)
+
+
+@pytest.fixture
 def calibrate() -> Callable[[nn.Module, Tensor], nn.Module]:
     """A function that calibrates a model on one batch and returns it."""
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from quantsr.quant.low_rank import LowRank
+from quantsr.quant.low_rank import LowRank, LowRankUpdate
 from quantsr.quant.operation import Operation
 
 SHAPES = pytest.mark.parametrize("shape", [(8, 6), (5, 12), (8, 6, 3), (8, 6, 3, 3), (4, 6, 3, 1, 1)], ids=str)
@@ -52,3 +52,21 @@ def test_the_residual_does_not_depend_on_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         residual = branch.residual(weight)
     assert torch.equal(residual, branch.residual(weight))
+
+
+@SHAPES
+def test_an_update_starts_at_zero_and_has_its_rank(shape):
+    weight = torch.randn(shape)
+    update = LowRankUpdate(weight, 2)
+    assert torch.equal(update(weight), weight)
+    torch.nn.init.normal_(update.F1)
+    moved = (update(weight) - weight).flatten(1)
+    assert torch.linalg.matrix_rank(moved, rtol=1e-4) == 2
+    torch.testing.assert_close(moved, update.F1 @ update.F2, rtol=1e-4, atol=1e-4)
+
+
+def test_an_update_has_the_size_of_its_weight_and_depends_on_the_seed_alone():
+    weight = 0.01 * torch.randn(40, 60)
+    first, again, other = (LowRankUpdate(weight, 8, seed).F2 for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    torch.testing.assert_close(first.square().mean(), weight.square().mean(), rtol=0.2, atol=0)

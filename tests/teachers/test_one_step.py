@@ -65,24 +65,24 @@ def test_same_latent_every_time(teacher, lq):
 
 
 def test_blocks_run_in_the_order_of_their_names(teacher, lq):
-    order = []
-    for name in teacher.blocks():
+    order, names = [], [name for names in teacher.blocks().values() for name in names]
+    for name in names:
         teacher.get_submodule(name).register_forward_pre_hook(lambda module, args, name=name: order.append(name))
     teacher(lq)
-    assert order == teacher.blocks()
+    assert order == names
 
 
 @pytest.mark.parametrize("layers", [1, 2], ids=lambda layers: f"{layers} layers per block")
-def test_blocks_hold_all_layers_of_the_denoiser_but_the_time_embedding(layers):
-    teacher = micro_teacher(unet=MICRO["unet"] | {"layers_per_block": layers})
-    blocks = teacher.blocks()
-    denoiser = [f"unet.{name}" for name, module in teacher.unet.named_modules() if is_layer(module)]
-    owners = {name: [block for block in blocks if f"{name}.".startswith(f"{block}.")] for name in denoiser}
-    assert {name for name, own in owners.items() if not own} == {
-        "unet.time_embedding.linear_1",
-        "unet.time_embedding.linear_2",
-    }
-    assert all(len(own) <= 1 for own in owners.values())
+def test_every_layer_is_in_one_block_of_its_part(layers):
+    vae, unet = (MICRO[network] | {"layers_per_block": layers} for network in ("vae", "unet"))
+    teacher = micro_teacher(vae=vae, unet=unet)
+    blocks, parts = teacher.blocks(), teacher.parts()
+    for name, module in teacher.named_modules():
+        if is_layer(module):
+            inside = f"{name}."
+            part = next(part for part, prefixes in parts.items() if any(inside.startswith(f"{x}.") for x in prefixes))
+            owners = [block for part in blocks for block in blocks[part] if inside.startswith(f"{block}.")]
+            assert len(owners) == 1 and owners[0] in blocks[part], name
 
 
 def test_parts_share_out_all_layers(teacher):
@@ -138,3 +138,26 @@ def test_unknown_colour_correction_is_refused():
 def test_impossible_timestep_is_refused(timestep):
     with pytest.raises((UserError, ValueError), match="timestep"):
         micro_teacher(timestep=timestep)
+
+
+@pytest.mark.parametrize("timestep", [0, 249, 999])
+def test_a_retimed_teacher_is_one_built_at_that_timestep(timestep, lq):
+    teacher, other = micro_teacher(timestep=499), micro_teacher(timestep=timestep)
+    assert teacher.retime(timestep) is teacher
+    assert (teacher.timestep, teacher.signal, teacher.noise) == (timestep, other.signal, other.noise)
+    assert teacher.config == other.config
+    assert torch.equal(teacher.freeze()(lq), other.freeze()(lq))
+
+
+def test_retiming_a_twin_leaves_the_original(teacher, lq):
+    before, twin = teacher(lq), teacher.twin().retime(99)
+    assert (teacher.timestep, teacher.config["timestep"]) == (499, 499)
+    assert torch.equal(teacher(lq), before) and not torch.equal(twin(lq), before)
+
+
+@pytest.mark.parametrize("timestep", [-1, 1000])
+def test_retiming_to_an_impossible_timestep_is_refused_and_changes_nothing(teacher, timestep):
+    signal = teacher.signal
+    with pytest.raises(ValueError, match="timestep must be from 0 to 999"):
+        teacher.retime(timestep)
+    assert (teacher.timestep, teacher.config["timestep"], teacher.signal) == (499, 499, signal)

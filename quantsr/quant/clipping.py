@@ -1,0 +1,64 @@
+"""Bounds of least squared error (OMSE, arXiv 1902.06822): a search over fractions of a tensor's extremes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from quantsr.quant.affine import fake_quantize, qparams
+from quantsr.quant.parts import extremes
+from quantsr.quant.spec import Granularity
+
+FRACTIONS = tuple(i / 20 for i in range(20, 0, -1))
+SAMPLES = 8192
+"""Values of an activation that the search looks at, evenly spread: as good as all of them, and far faster."""
+
+
+def clipped_extremes(
+    x: Tensor, granularity: Granularity, axis: int, sizes: Sequence[int], qmin: int, qmax: int, symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    """Fractions of the extremes of every part of ``x`` that quantize it with the least squared error.
+
+    Bounds per tensor are searched entry by entry along axis 0 (image by image), and the outermost taken: they then do
+    not depend on how a batch is divided among devices.
+
+    Args:
+        x, granularity, axis, sizes: as for :func:`quantsr.quant.parts.extremes`, without granularity ``token``.
+        qmin, qmax, symmetric: of the number format.
+
+    Returns:
+        (lower, upper), of the shape that ``extremes`` gives.
+    """
+    pieces = x.detach().float().split(list(sizes), axis) if len(sizes) > 1 else (x.detach().float(),)
+    if granularity == "channel":
+        rows = [piece.flatten(1) for piece in pieces]
+    else:
+        rows = [_sampled(piece.flatten(1) if piece.ndim > 1 else piece[None]) for piece in pieces]
+    best = [_least_error(row, qmin, qmax, symmetric) for row in rows]
+    if granularity == "channel":
+        return torch.stack([lower for lower, _ in best], 1), torch.stack([upper for _, upper in best], 1)
+    return torch.stack([lower.min() for lower, _ in best]), torch.stack([upper.max() for _, upper in best])
+
+
+def _sampled(rows: Tensor) -> Tensor:
+    """At most ``SAMPLES`` values of each row, extremes among them."""
+    stride = -(-rows.shape[1] // SAMPLES)
+    lower, upper = extremes(rows, "channel", 1, (rows.shape[1],))
+    return torch.cat([rows[:, ::stride], lower, upper], 1)
+
+
+def _least_error(rows: Tensor, qmin: int, qmax: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Best bounds ``(n,)`` of every row of ``(n, values)``: both shrink together first, then each alone."""
+    lower, upper = (t[:, 0] for t in extremes(rows, "channel", 1, (rows.shape[1],)))
+    least = torch.full_like(lower, torch.inf)
+    for moves_lower, moves_upper in ((True, True), (True, False), (False, True)):
+        start = lower, upper
+        for fraction in FRACTIONS:
+            low = start[0] * fraction if moves_lower else start[0]
+            high = start[1] * fraction if moves_upper else start[1]
+            scale, zero_point = (t[:, None] for t in qparams(low, high, qmin, qmax, symmetric))
+            error = (fake_quantize(rows, scale, zero_point, qmin, qmax) - rows).square().sum(1)
+            better = error < least
+            lower, upper = torch.where(better, low, lower), torch.where(better, high, upper)
+            least = torch.minimum(error, least)
+    return lower, upper

@@ -1,0 +1,54 @@
+"""Outputs noted in one model stand in for the blocks of another."""
+
+import pytest
+import torch
+
+from quantsr.methods.borders import recorded, replayed, tensor_of
+
+
+@pytest.fixture
+def blocks(teacher) -> list[str]:
+    return teacher.blocks()["denoiser"]
+
+
+def test_what_is_replayed_continues_as_if_it_had_been_computed(teacher, lq, blocks):
+    latent = torch.randn(2, 4, 16, 16)
+    with recorded(teacher, blocks) as outputs:
+        epsilon = teacher.denoise(latent)
+    assert list(outputs) == blocks
+    for number in range(len(blocks) + 1):
+        with replayed(teacher, {name: outputs[name] for name in blocks[:number]}):
+            assert torch.equal(teacher.denoise(torch.zeros_like(latent) if number > 1 else latent), epsilon)
+
+
+def test_replayed_blocks_compute_nothing_and_are_not_in_the_graph(teacher, blocks):
+    latent = torch.randn(1, 4, 16, 16)
+    with torch.no_grad(), recorded(teacher, blocks) as outputs:
+        teacher.denoise(latent)
+    teacher.requires_grad_(True)
+    ran = []
+    for name, module in teacher.unet.named_modules():
+        # Of a replayed block the hook is called all the same; of what is in it, not.
+        if not list(module.children()) and f"unet.{name}" not in blocks:
+            module.register_forward_hook(lambda module, inputs, output, name=name: ran.append(f"unet.{name}"))
+    with replayed(teacher, {name: outputs[name] for name in blocks[:-2]}):
+        teacher.denoise(latent).sum().backward()
+    assert not [name for name in ran if any(f"{name}.".startswith(f"{block}.") for block in blocks[:-2])]
+    with_gradient = {name for name, p in teacher.named_parameters() if p.grad is not None}
+    assert with_gradient and all(name.startswith((*blocks[-2:], "unet.conv_norm_out")) for name in with_gradient)
+
+
+def test_afterwards_blocks_compute_again(teacher, blocks):
+    latent = torch.randn(1, 4, 16, 16)
+    expected = teacher.denoise(latent)
+    with pytest.raises(RuntimeError, match="interrupted"), replayed(teacher, {blocks[0]: None}):
+        raise RuntimeError("interrupted")
+    with recorded(teacher, blocks):
+        pass
+    assert torch.equal(teacher.denoise(latent), expected)
+    assert not any(teacher.get_submodule(name)._forward_hooks for name in blocks)
+
+
+def test_attention_blocks_give_a_tuple():
+    x = torch.ones(2)
+    assert tensor_of(x) is x and tensor_of((x,)) is x
