@@ -1,4 +1,4 @@
-"""Quantize a diffusion super-resolution model: ``python train.py method=passionsr bits=w4a4``."""
+"""Quantize a diffusion super-resolution model: ``python train.py method=qartsr bits=w4a4``."""
 
 import hydra
 from omegaconf import DictConfig

@@ -98,19 +98,13 @@ class PassionSR(QuantizationMethod):
     def clean_latent_loss(self, batch: Batch) -> Tensor:
         """Denoiser: z_H against z_H, not epsilon against epsilon (section 3.4)."""
         with torch.no_grad():
-            target = clean_latent(self.teacher, batch["lq"])
+            target = self.teacher.clean_latent(batch["lq"])
             latent = self.student.encode(batch["lq"])
         return F.mse_loss(self.student.clean(latent, self.student.denoise(latent)), target)
 
     def image_loss(self, batch: Batch) -> Tensor:
         """Decoder: image against image."""
         with torch.no_grad():
-            target = self.teacher.decode(clean_latent(self.teacher, batch["lq"]))
-            latent = clean_latent(self.student, batch["lq"])
+            target = self.teacher.decode(self.teacher.clean_latent(batch["lq"]))
+            latent = self.student.clean_latent(batch["lq"])
         return F.mse_loss(self.student.decode(latent), target)
-
-
-def clean_latent(model: Teacher, lq: Tensor) -> Tensor:
-    """z_H of a model for a low-quality image."""
-    latent = model.encode(lq)
-    return model.clean(latent, model.denoise(latent))

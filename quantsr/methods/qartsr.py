@@ -146,12 +146,12 @@ class QArtSR(QuantizationMethod):
         lq, every = batch["lq"], self.every_block
         before = every[: every.index(quantized[0])]
         with torch.no_grad(), recorded(self.teacher, [*before, block]) as target:
-            target_image = image(self.teacher, lq)
+            target_image = self.teacher.restore(lq)
         set_mode(self.student, "full_precision")
         for name in quantized:
             set_mode(self.student.get_submodule(name), "quantized")
         with replayed(self.student, {name: target[name] for name in before}), recorded(self.student, [block]) as own:
-            own_image = image(self.student, lq)
+            own_image = self.student.restore(lq)
         wanted = tensor_of(target[block])
         module = F.mse_loss(tensor_of(own[block]), wanted) / wanted.square().mean()
         return module + self.image_weight * F.mse_loss(own_image, target_image)
@@ -171,15 +171,9 @@ class QArtSR(QuantizationMethod):
         """Output of the whole student, and of the teacher."""
         set_mode(self.student, "quantized")
         with torch.no_grad():
-            target = image(self.teacher, batch["lq"])
-        return image(self.student, batch["lq"]), target
+            target = self.teacher.restore(batch["lq"])
+        return self.student.restore(batch["lq"]), target
 
     def summary(self) -> str:
         names = {"features": "features of the teacher's encoder", "lpips": "LPIPS"}
         return f"{super().summary()}\nperceptual distance in extended training: {names[self.perceptual]}"
-
-
-def image(model: Teacher, lq: Tensor) -> Tensor:
-    """The output for ``lq``, not clamped."""
-    latent = model.encode(lq)
-    return model.render(model.clean(latent, model.denoise(latent)), lq)

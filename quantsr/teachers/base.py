@@ -37,9 +37,18 @@ class Teacher(nn.Module, ABC):
     def render(self, latent: Tensor, lq: Tensor) -> Tensor:
         """High-quality latent to the output for ``lq``: ``decode``, cut to size, colours corrected; not clamped."""
 
-    @abstractmethod
+    def clean_latent(self, lq: Tensor) -> Tensor:
+        """z_H for ``lq``."""
+        latent = self.encode(lq)
+        return self.clean(latent, self.denoise(latent))
+
+    def restore(self, lq: Tensor) -> Tensor:
+        """The output for ``lq``, not clamped: what losses compare."""
+        return self.render(self.clean_latent(lq), lq)
+
     def forward(self, lq: Tensor) -> Tensor:
         """Super-resolve ``lq``: ``(b, 3, h, w)`` to ``(b, 3, scale*h, scale*w)``, clamped to [0, 1]."""
+        return self.restore(lq).clamp(0, 1)
 
     @abstractmethod
     def parts(self) -> dict[str, list[str]]:

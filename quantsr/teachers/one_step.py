@@ -123,10 +123,6 @@ class OneStepTeacher(Teacher):
         height, width = (self.scale * side for side in lq.shape[-2:])
         return fix_color(self.decode(latent)[..., :height, :width], self.upscale(lq), self.color_fix)
 
-    def forward(self, lq: Tensor) -> Tensor:
-        latent = self.encode(lq)
-        return self.render(self.clean(latent, self.denoise(latent)), lq).clamp(0, 1)
-
     def parts(self) -> dict[str, list[str]]:
         return {
             "encoder": ["vae.encoder", "vae.quant_conv"],

@@ -105,7 +105,8 @@ def test_logger(logger, tmp_path, monkeypatch):
 def test_experiment(experiment):
     text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
     assert text.startswith("# @package _global_")
-    cfg = configuration(f"experiment={experiment}", "data.root=/images")
+    folder = ["data.root=/images"] if "/data: images" in text else []
+    cfg = configuration(f"experiment={experiment}", *folder)
     assert resolved(cfg)["method"]["_target_"].startswith("quantsr.")
 
 

@@ -138,7 +138,7 @@ def test_checkpoint_of_another_method(train, trained):
 
 
 def test_loss_that_is_no_number(train):
-    result = train("method.steps=4", "method.transform_lr=1e20", "method.relative_lr=false")
+    result = train("method=passionsr", "method.steps=4", "method.transform_lr=1e20", "method.relative_lr=false")
     assert_refused(result, "stage encoder.transforms")
 
 

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback
 
 from quantsr.errors import UserError
 from quantsr.methods.borders import recorded, tensor_of
-from quantsr.methods.qartsr import QArtSR, image
+from quantsr.methods.qartsr import QArtSR
 from quantsr.quant.calibrate import mode, quantized_modules, set_mode
 from quantsr.quant.layer import QuantizedLayer
 from quantsr.quant.low_rank import LowRank, LowRankUpdate
@@ -149,11 +149,11 @@ class TestReversedOrder:
             with torch.no_grad():
                 loss = method.module_loss(name, blocks[number:], batch)
                 with recorded(teacher, [name]) as target:
-                    target_image = image(teacher, batch["lq"])
+                    target_image = teacher.restore(batch["lq"])
                 set_mode(method.student, "quantized")
                 before = torch.nn.ModuleList(method.student.get_submodule(block) for block in blocks[:number])
                 with mode(before, "full_precision"), recorded(method.student, [name]) as own:
-                    own_image = image(method.student, batch["lq"])
+                    own_image = method.student.restore(batch["lq"])
             ours, theirs = tensor_of(own[name]), tensor_of(target[name])
             module = (ours - theirs).square().sum() / theirs.square().sum()
             torch.testing.assert_close(loss, module + 3 * F.mse_loss(own_image, target_image), rtol=1e-4, atol=1e-7)
@@ -207,7 +207,7 @@ class TestExtendedTraining:
         method = build(perceptual_weight=2.0, pixel_weight=3.0)
         fit(method)
         with torch.no_grad():
-            own, target = image(method.student, batch["lq"]), image(teacher, batch["lq"])
+            own, target = method.student.restore(batch["lq"]), teacher.restore(batch["lq"])
             expected = 2 * method.distance(own, target) + 3 * F.mse_loss(own, target)
             torch.testing.assert_close(method.extended_loss(batch), expected)
 
@@ -248,5 +248,5 @@ def test_calibration_brings_the_student_nearer_to_the_teacher(build, teacher, fi
         fit(method)
         set_mode(method.student, "quantized")
         with torch.no_grad():
-            errors.append(F.mse_loss(image(method.student, batch["lq"]), image(teacher, batch["lq"])).item())
+            errors.append(F.mse_loss(method.student.restore(batch["lq"]), teacher.restore(batch["lq"])).item())
     assert errors[1] < 0.8 * errors[0]
