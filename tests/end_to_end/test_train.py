@@ -80,6 +80,20 @@ def test_the_same_seed_gives_the_same_result(trained, run, micro, tmp_path):
     assert ours == theirs
 
 
+def test_qartsr_is_the_default_and_its_artefact_measures_as_the_run_did(run, micro, image_folder, tmp_path):
+    """Its 16-bit branch is in 16 bits in both."""
+    steps = ["method.module_steps=1", "method.extended_steps=1"]
+    result = run("train.py", *micro, *steps, f"hydra.run.dir={tmp_path / 'run'}")
+    assert result.code == 0, result.err
+    assert "perceptual distance in extended training: features of the teacher's encoder" in result.out
+    assert json.loads((tmp_path / "run" / "artefact" / "config.json").read_text())["method"] == "QArtSR"
+    data = ["data=images", f"data.root={image_folder}", "data.crop=32"]
+    result = run("eval.py", f"artefact={tmp_path / 'run'}", *data, f"hydra.run.dir={tmp_path / 'eval'}")
+    assert result.code == 0, result.err
+    ours, theirs = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("eval", "run"))
+    assert ours == {key: value for key, value in theirs.items() if key != "bytes"}
+
+
 def test_a_teacher_is_trained_and_used(run, micro, tmp_path):
     tiny = [option for option in micro if not option.startswith(("teacher", "method"))]
     small = [

@@ -5,8 +5,10 @@ import torch
 from safetensors.torch import save_file
 
 from quantsr.data.images import ImagesDataModule
+from quantsr.data.photos import PhotosDataModule
 from quantsr.errors import UserError
 from quantsr.evaluation import measure
+from quantsr.metrics.fidelity import psnr_y
 from quantsr.teachers.files import PACKAGED, load_teacher, save_teacher
 from quantsr.teachers.one_step import OneStepTeacher
 from tests.conftest import micro_teacher
@@ -60,18 +62,37 @@ def test_file_of_someone_else_is_refused(tmp_path):
         load_teacher(tmp_path / "t.safetensors")
 
 
-def test_packaged_teacher_is_small():
-    teacher = load_teacher("tiny_image")
+EVERY_PACKAGED = pytest.mark.parametrize("name", sorted(path.stem for path in PACKAGED.glob("*.safetensors")))
+
+
+@EVERY_PACKAGED
+def test_packaged_teachers_are_small(name):
+    teacher = load_teacher(name)
     assert isinstance(teacher, OneStepTeacher) and teacher.scale == 4
     assert sum(parameter.numel() for parameter in teacher.parameters()) <= 6e6
-    assert (PACKAGED / "tiny_image.safetensors").stat().st_size < 12e6
+    assert (PACKAGED / f"{name}.safetensors").stat().st_size < 12e6
     assert teacher(torch.rand(1, 3, 13, 21)).shape == (1, 3, 52, 84)
 
 
+@EVERY_PACKAGED
+def test_the_denoiser_of_a_packaged_teacher_does_the_work(name):
+    """With the mean of its output in its place the image is far worse: quantizing it shows something."""
+    teacher, photos = load_teacher(name), PhotosDataModule(crop=128).validation()
+    samples = [photos[number] for number in range(4)]
+    lq, gt = (torch.stack([sample[key] for sample in samples]) for key in ("lq", "gt"))
+    with torch.no_grad():
+        latent = teacher.encode(lq)
+        epsilon = teacher.denoise(latent)
+        idle = epsilon.mean((2, 3), keepdim=True).expand_as(epsilon)
+        scores = [psnr_y(teacher.render(teacher.clean(latent, e), lq).clamp(0, 1), gt).mean() for e in (epsilon, idle)]
+    assert scores[0] > scores[1] + 1
+
+
 @pytest.mark.slow
-def test_packaged_teacher_beats_bicubic_on_held_out_photographs(shared):
+@EVERY_PACKAGED
+def test_packaged_teachers_beat_bicubic_on_held_out_photographs(shared, name):
     photos = ImagesDataModule(shared / "photos", "test_*", validation_share=1, validation_crop=128)
-    summary = measure({"teacher": load_teacher("tiny_image")}, photos.validation(), scale=4).summary()
+    summary = measure({"teacher": load_teacher(name)}, photos.validation(), scale=4).summary()
     assert summary["images"] == 100
     assert summary["teacher"]["psnr_y"] >= summary["bicubic"]["psnr_y"] + 0.3
     assert summary["teacher"]["ssim"] > summary["bicubic"]["ssim"] + 0.01
