@@ -8,9 +8,9 @@ from lightning.pytorch import Callback
 
 from quantsr.data.photos import PhotosDataModule
 from quantsr.errors import UserError
-from quantsr.methods.timestep_probe import TimestepProbe
-from quantsr.methods.timesteps import TimestepCurve
 from quantsr.methods.trq import TimestepRetraining
+from quantsr.methods.trq.curve import TimestepCurve
+from quantsr.methods.trq.probe import TimestepProbe
 from quantsr.quant.calibrate import quantized_modules
 from quantsr.quant.spec import Bits
 from quantsr.teachers.files import load_teacher, save_teacher

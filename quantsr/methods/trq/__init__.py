@@ -15,9 +15,9 @@ from typing import Any
 from quantsr.errors import UserError
 from quantsr.methods.stages import Batch, Stage
 from quantsr.methods.teacher import TeacherTraining
-from quantsr.methods.timestep_probe import TimestepProbe
-from quantsr.methods.timestep_report import draw, print_curve, write_csv
-from quantsr.methods.timesteps import TimestepCurve
+from quantsr.methods.trq.curve import TimestepCurve
+from quantsr.methods.trq.probe import TimestepProbe
+from quantsr.methods.trq.report import draw, print_curve, write_csv
 from quantsr.quant.spec import Bits
 from quantsr.teachers.base import Teacher
 from quantsr.teachers.one_step import OneStepTeacher
@@ -33,7 +33,7 @@ class TimestepRetraining(TeacherTraining):
         observation_steps: batches that the errors are averaged over.
         timestep: take this one whatever the errors are (it is measured beside the candidates); None to choose.
         epsilon_limit: largest root mean square of the epsilon that a timestep may need (our choice, see
-            :mod:`quantsr.methods.timesteps`).
+            :mod:`quantsr.methods.trq.curve`).
         training: steps, learning rate and losses of :class:`TeacherTraining`; with ``steps=0`` the model is only
             retimed.
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from quantsr.methods.timesteps import TimestepCurve
+from quantsr.methods.trq.curve import TimestepCurve
 
 MEASURED, BAND, CHOSEN, MUTED = "#2563eb", "#d4d4d8", "#dc2626", "#71717a"
 

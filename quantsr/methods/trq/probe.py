@@ -38,7 +38,7 @@ class TimestepProbe:
     @torch.no_grad()
     def measure(self, lq: Tensor, timesteps: Sequence[int]) -> Tensor:
         """Mean squares at ``timesteps`` for a batch ``(b, 3, h, w)``: ``(timesteps, 3)``, of the errors of
-        z_H and of epsilon, and of the needed epsilon (see :class:`quantsr.methods.timesteps.Point`).
+        z_H and of epsilon, and of the needed epsilon (see :class:`quantsr.methods.trq.curve.Point`).
 
         In float32 and image by image: the ranges of activations, and so the result, then depend neither on the batch
         size nor on the number of devices.
