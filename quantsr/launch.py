@@ -23,6 +23,8 @@ USER, INTERRUPTED = 2, 130
 def command_line(main: Callable[[], None]) -> None:
     """Run a Hydra main function; what the user can put right ends in one sentence on standard error and exit code 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to here.
+    # Read when torch is imported, later. DDP's C++ complains, once, of stages in which all parameters take part.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with one_sentence():
         main()
 
