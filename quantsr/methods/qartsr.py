@@ -20,7 +20,6 @@ from quantsr.losses import perceptual_distance
 from quantsr.methods.borders import recorded, replayed, tensor_of
 from quantsr.methods.quantization import PARTS, QuantizationMethod
 from quantsr.methods.stages import Batch, Group, Stage, warm_cosine
-from quantsr.quant.attention import PairScale
 from quantsr.quant.calibrate import set_mode
 from quantsr.quant.low_rank import LowRank, LowRankUpdate
 from quantsr.quant.quantizer import Quantizer
@@ -128,7 +127,7 @@ class QArtSR(QuantizationMethod):
 
     def groups(self, blocks: Sequence[str]) -> list[Group]:
         """What trains in some blocks."""
-        kinds = {"weight": (LowRank, LowRankUpdate), "transform": (Smoothing, PairScale), "bounds": (Quantizer,)}
+        kinds = {"weight": (LowRank, LowRankUpdate), "transform": (Smoothing,), "bounds": (Quantizer,)}
         modules = [module for name in blocks for module in self.student.get_submodule(name).modules()]
         return [
             Group([p for m in modules if isinstance(m, kind) for p in m.parameters()], self.rates[name])

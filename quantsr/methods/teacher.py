@@ -7,6 +7,7 @@ autoencoder, then the denoiser in its latent space, with the autoencoder frozen.
 d is measured in the features of the encoder as it was at the start of the run.
 """
 
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 
@@ -68,7 +69,7 @@ class TeacherTraining(StagedModule):
             self._stage("teacher", self.training_steps, self.loss, unet, self.lr),
         ]
 
-    def _stage(self, name: str, steps: int, loss, module: nn.Module, lr: float) -> Stage:
+    def _stage(self, name: str, steps: int, loss: Callable[[Batch], Tensor], module: nn.Module, lr: float) -> Stage:
         optimizer = partial(AdamW, betas=(0.9, 0.99), weight_decay=1e-4)
         groups = [Group(list(module.parameters()), lr)]
         return Stage(name, steps, loss, groups, warm_cosine, optimizer=optimizer, max_norm=self.max_norm)
