@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,19 +44,10 @@ class Degradation:
     jpeg: tuple[int, int] = (50, 95)
 
     def __post_init__(self):
-        if not (isinstance(self.scale, int) and self.scale >= 1):
-            raise UserError(f"Degradation scale must be a whole number from 1 up, not {self.scale!r}.")
-        bounds = {"blur": (0, math.inf), "noise": (0, 255), "jpeg": (1, 100)}
-        for name, (lowest, highest) in bounds.items():
-            given = getattr(self, name)
-            is_pair = isinstance(given, Sequence) and len(given) == 2
-            if not (is_pair and lowest <= given[0] <= given[1] <= highest):
-                raise UserError(
-                    f"Degradation {name} must be two numbers [low, high] with "
-                    f"{lowest} <= low <= high <= {highest}, not {given!r}."
-                )
-            # A configuration file gives lists; tuples keep the frozen dataclass hashable.
-            object.__setattr__(self, name, tuple(given))
+        check_scale(self)
+        check_range(self, "blur", 0, math.inf)
+        check_range(self, "noise", 0, 255)
+        check_range(self, "jpeg", 1, 100)
 
     def __call__(self, gt: Tensor, rng: np.random.Generator) -> Tensor:
         """Degrade one image.
@@ -70,13 +62,37 @@ class Degradation:
         Raises:
             ValueError: if H or W is not a multiple of `scale`.
         """
-        height, width = gt.shape[-2:]
-        if height % self.scale or width % self.scale:
-            raise ValueError(f"an image of {width}x{height} pixels cannot be divided by the scale {self.scale}")
+        check_divides(gt, self.scale)
         x = blur(gt, sigma=rng.uniform(*self.blur))
         x = downscale(x, self.scale, kernel=DOWNSCALERS[rng.integers(len(DOWNSCALERS))])
         x = add_noise(x, sigma=rng.uniform(*self.noise) / 255, rng=rng)
         return compress(x, quality=int(rng.integers(*self.jpeg, endpoint=True)))
+
+
+def check_scale(settings: Any) -> None:
+    """Refuse a degradation whose `scale` is no whole number from 1 up, with a UserError."""
+    if not (isinstance(settings.scale, int) and settings.scale >= 1):
+        raise UserError(f"{type(settings).__name__} scale must be a whole number from 1 up, not {settings.scale!r}.")
+
+
+def check_range(settings: Any, name: str, lowest: float, highest: float) -> None:
+    """Refuse a field of a frozen degradation that is no range within bounds, with a UserError; make it a tuple."""
+    given = getattr(settings, name)
+    is_pair = isinstance(given, Sequence) and len(given) == 2
+    if not (is_pair and lowest <= given[0] <= given[1] <= highest):
+        raise UserError(
+            f"{type(settings).__name__} {name} must be two numbers [low, high] with "
+            f"{lowest} <= low <= high <= {highest}, not {given!r}."
+        )
+    # A configuration file gives lists; tuples keep the frozen dataclass hashable.
+    object.__setattr__(settings, name, tuple(given))
+
+
+def check_divides(gt: Tensor, scale: int) -> None:
+    """Refuse (..., H, W) whose sides are no multiples of the scale, with a ValueError."""
+    height, width = gt.shape[-2:]
+    if height % scale or width % scale:
+        raise ValueError(f"an image of {width}x{height} pixels cannot be divided by the scale {scale}")
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:

@@ -1,6 +1,7 @@
-"""Data sets of single frames and the data module that feeds them to training and validation.
+"""Data sets of single frames and the data module that feeds them, or clips, to training and validation.
 
-A sample is a dict: `lq` (3, h, w) and `gt` (3, scale * h, scale * w), float RGB in [0, 1], and `name`.
+A sample is a dict: `lq` (3, h, w) and `gt` (3, scale * h, scale * w), float RGB in [0, 1], and `name`. That of
+a clip has `lq` (t, 3, h, w) and `gt` (t, 3, scale * h, scale * w).
 """
 
 from abc import ABC, abstractmethod
@@ -101,11 +102,13 @@ def turn(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 class FramesDataModule(LightningDataModule, ABC):
-    """Base of the image data modules: a subclass says what the two data sets are.
+    """Base of the data modules of images and clips: a subclass says what the two data sets are.
 
     Attributes:
+        frames: length of the segments for training and calibration; 1 for images.
         steps: training steps of the whole run; set before fitting.
         start_step: the step at which fitting begins; set before resuming.
+        pairs: what to train on instead of the calibration samples; set before fitting.
         skipped: (file name, reason) of every file that could not be used.
 
     Args:
@@ -114,6 +117,8 @@ class FramesDataModule(LightningDataModule, ABC):
         seed: of splits, order and every random draw.
     """
 
+    frames: int = 1
+
     def __init__(self, batch_size: int = 4, num_workers: int = 0, seed: int = 0):
         super().__init__()
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
@@ -121,6 +126,7 @@ class FramesDataModule(LightningDataModule, ABC):
         self.start_step = 0
         self.skipped: list[Skipped] = []
         self._sets: dict[str, Dataset] = {}
+        self.pairs: Dataset | None = None
 
     @abstractmethod
     def load_calibration(self) -> Dataset:
@@ -156,8 +162,9 @@ class FramesDataModule(LightningDataModule, ABC):
         """
         if self.steps is None:
             raise RuntimeError("set the data module's steps before fitting")
+        data = self.calibration() if self.pairs is None else self.pairs
         sampler = StepBatchSampler(
-            len(self.calibration()),
+            len(data),
             self.batch_size,
             self.steps,
             self.seed,
@@ -165,7 +172,7 @@ class FramesDataModule(LightningDataModule, ABC):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )
-        return DataLoader(self.calibration(), batch_sampler=sampler, num_workers=self.num_workers)
+        return DataLoader(data, batch_sampler=sampler, num_workers=self.num_workers)
 
     def summary(self) -> str:
         """One line for the log: how many samples of which size, and how many files were left out."""
@@ -176,7 +183,11 @@ class FramesDataModule(LightningDataModule, ABC):
 
 
 def _sizes(data: Dataset) -> str:
-    """`48x48 -> 192x192`, width first, of the first sample."""
-    sample = data[0]
-    lq, gt = (f"{sample[key].shape[-1]}x{sample[key].shape[-2]}" for key in ("lq", "gt"))
-    return f"{lq} -> {gt}"
+    """`48x48 -> 192x192`, width first, of the first sample; `5x 48x48 -> 192x192` of a clip of five frames.
+
+    A data set whose samples are long in the making has a method `shapes` that tells their shapes.
+    """
+    shapes = data.shapes() if hasattr(data, "shapes") else {key: data[0][key].shape for key in ("lq", "gt")}
+    lq, gt = (f"{shapes[key][-1]}x{shapes[key][-2]}" for key in ("lq", "gt"))
+    length = f"{shapes['lq'][0]}x " if len(shapes["lq"]) == 4 else ""
+    return f"{length}{lq} -> {gt}"

@@ -1,0 +1,111 @@
+"""Clips are found by name and divided; those that cannot be used are named, with the reason."""
+
+import pytest
+import torch
+from PIL import Image
+
+from quantsr.data.clip_folders import divide, list_clips, open_clips
+from quantsr.data.video import write_video
+from quantsr.errors import UserError
+
+NAMED = [(name, number) for number, name in enumerate(("000", "001", "011", "100"))]
+
+
+@pytest.fixture
+def save_clip(save_image):
+    """Writes a folder of frames."""
+
+    def save(path, length: int = 4, width: int = 64, height: int = 32):
+        for number in range(length):
+            save_image(path / f"{number}.png", width, height, seed=number)
+        return path
+
+    return save
+
+
+class TestListClips:
+    def test_folders_and_videos_are_clips(self, tmp_path, save_clip):
+        for name in ("clip10", "clip2"):
+            save_clip(tmp_path / name, 1)
+        write_video(tmp_path / "clip3.mp4", torch.zeros(1, 3, 16, 16), fps=25)
+        (tmp_path / "notes.txt").write_text("no clip")
+        (tmp_path / ".cache").mkdir()
+        assert [path.name for path in list_clips(tmp_path)] == ["clip2", "clip3.mp4", "clip10"]
+
+    def test_missing_folder(self, tmp_path):
+        with pytest.raises(UserError, match=r"No folder of clips at .*nowhere"):
+            list_clips(tmp_path / "nowhere")
+
+    def test_folder_of_frames_is_no_folder_of_clips(self, tmp_path, save_clip):
+        with pytest.raises(UserError, match=r"No clip in .*: looked for subfolders of frames and .*\.mp4"):
+            list_clips(save_clip(tmp_path))
+
+
+class TestDivide:
+    def test_pattern_for_validation_never_calibrates(self):
+        calibration, validation = divide(NAMED, "0*", "*11", share=0.5, seed=0)
+        assert calibration == [("000", 0), ("001", 1)] and validation == [("011", 2)]
+
+    def test_else_a_share_of_what_the_pattern_chooses(self):
+        calibration, validation = divide(NAMED, "0*", None, share=0.34, seed=0)
+        assert len(validation) == 1 and sorted(calibration + validation) == NAMED[:3]
+
+
+class TestOpenClips:
+    def open(self, root, **conditions):
+        matches = [(path.name, path, root / "lq" / path.name) for path in list_clips(root / "gt")]
+        settings = {"scale": 4, "frames": 3, "side": 32, "decode_to": None} | conditions
+        return open_clips(matches, **settings)
+
+    @pytest.fixture
+    def root(self, tmp_path, save_clip):
+        """One good pair."""
+        save_clip(tmp_path / "gt" / "good")
+        save_clip(tmp_path / "lq" / "good", width=16, height=8)
+        return tmp_path
+
+    def test_good_pair(self, root):
+        [clip], skipped = self.open(root)
+        assert clip.name == "good" and len(clip.gt) == len(clip.lq) == 4 and not skipped
+
+    def test_what_is_left_over_by_the_scale_is_allowed(self, root, save_clip):
+        save_clip(root / "gt" / "odd", width=67, height=34)
+        save_clip(root / "lq" / "odd", width=16, height=8)
+        assert [clip.name for clip in self.open(root)[0]] == ["good", "odd"]
+
+    @pytest.mark.parametrize(
+        ("gt", "lq", "reason"),
+        [
+            pytest.param({"length": 4}, {"length": 5}, "4 frames of gt and 5 of lq", id="other length"),
+            pytest.param({"length": 2}, {"length": 2}, "2 frames, fewer than 3", id="short"),
+            pytest.param({"height": 24}, {"height": 6}, "64x24 pixels, smaller than 32", id="small"),
+            pytest.param({}, {"width": 32}, "not 4 times the size of lq, 32x8", id="other size"),
+            pytest.param({}, {"length": 0}, "no folder of images", id="missing"),
+        ],
+    )
+    def test_clips_that_do_not_fit_are_named(self, root, save_clip, caplog, gt, lq, reason):
+        save_clip(root / "gt" / "bad", **gt)
+        save_clip(root / "lq" / "bad", **{"width": 16, "height": 8} | lq)
+        clips, [(name, said)] = self.open(root)
+        assert [clip.name for clip in clips] == ["good"]
+        assert name == "bad" and reason in said
+        assert "skipped bad" in caplog.text
+
+    @pytest.mark.parametrize("side", ["gt", "lq"])
+    def test_unreadable_frame_of_either_side(self, root, save_clip, side):
+        save_clip(root / "gt" / "bad")
+        save_clip(root / "lq" / "bad", width=16, height=8)
+        broken = root / side / "bad" / "2.png"
+        broken.write_bytes(broken.read_bytes()[:-100])
+        _, [(name, reason)] = self.open(root)
+        assert name == "bad" and str(broken) in reason
+        # Nobody looks at the pixels of this frame.
+        assert len(self.open(root, decode_to=2)[0]) == 2
+
+    def test_empty_folder_and_frames_of_two_sizes(self, root, save_clip):
+        (root / "gt" / "empty").mkdir()
+        save_clip(root / "gt" / "mixed")
+        save_clip(root / "lq" / "mixed", width=16, height=8)
+        Image.new("RGB", (64, 36)).save(root / "gt" / "mixed" / "3.png")
+        skipped = dict(self.open(root)[1])
+        assert "No image in" in skipped["empty"] and "frames of one size" in skipped["mixed"]
