@@ -1,6 +1,11 @@
-"""Time and memory of a PassionSR calibration step against a full-precision step of the same model with frozen weights.
+"""Time and memory of a calibration step against a full-precision step of the same model with frozen weights.
 
-    python benchmarks/calibration.py [--rounds 5] [--json FILE]
+    python benchmarks/calibration.py [--method passionsr|quantvsr] [--bits 6] [--rounds 5] [--json FILE]
+
+PassionSR trains transforms, then bounds. QuantVSR (layers only, rank 16) trains the low-rank branches, then a bias per
+layer; its branches are moved a little from where they were calibrated, as training does, so that some weights are
+clamped. "Plain" is the same computation written out in eager torch: for QuantVSR what the authors' layer does, with a
+dense L1 L2 in a second full product, dense rotations of input and weight in every step, and a check of the weight.
 
 The model is a UNet of Stable Diffusion 2.1's shape at 0.3 of its width (78 million parameters), with random weights.
 A step is the forward pass of one latent, MSE to a random target, and the backward pass down to that latent. The step of
@@ -20,6 +25,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -31,11 +37,12 @@ from quantsr.quant.affine import round_through
 from quantsr.quant.attention import PairScale
 from quantsr.quant.calibrate import mode, settle
 from quantsr.quant.layer import QuantizedLayer
+from quantsr.quant.low_rank import LowRank
 from quantsr.quant.prepare import prepare
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import AttentionRecipe, LayerRecipe, Rule
 from quantsr.quant.spec import AffineSpec
-from quantsr.quant.transforms import Smoothing, along
+from quantsr.quant.transforms import Rotation, Smoothing, along
 
 MIB = 2**20
 SMOOTHING, BOUNDS = (Smoothing, PairScale), (Quantizer,)
@@ -49,7 +56,7 @@ class Case:
     Attributes:
         name: what is measured.
         model: ``full precision``, ``layers``, ``layers and attention`` or ``plain``.
-        trains: modules whose own parameters train.
+        trains: modules whose own parameters train; of a quantized layer this is its bias alignment.
     """
 
     name: str
@@ -57,8 +64,9 @@ class Case:
     trains: tuple[type[nn.Module], ...] = ()
 
 
-CASES = (
-    Case("full precision, frozen weights", "full precision"),
+FROZEN = Case("full precision, frozen weights", "full precision")
+PASSIONSR = (
+    FROZEN,
     Case("full precision, weights train", "full precision", (nn.Linear, nn.Conv2d)),
     Case("plain eager, smoothing stage, layers", "plain", SMOOTHING),
     Case("plain eager, bounds stage, layers", "plain", BOUNDS),
@@ -69,6 +77,18 @@ CASES = (
     Case("quantsr, smoothing stage, layers and attention", "layers and attention", SMOOTHING),
     Case("quantsr, bounds stage, layers and attention", "layers and attention", BOUNDS),
 )
+QUANTVSR = (
+    FROZEN,
+    Case("plain eager, refinement stage, layers", "plain", (LowRank,)),
+    Case("plain eager, bias alignment stage, layers", "plain", (QuantizedLayer,)),
+    Case("quantsr, nothing trains, layers", "layers"),
+    Case("quantsr, refinement stage, layers", "layers", (LowRank,)),
+    Case("quantsr, bias alignment stage, layers", "layers", (QuantizedLayer,)),
+)
+CASES = {"passionsr": PASSIONSR, "quantvsr": QUANTVSR}
+RANK = 16
+DRIFT = 0.02
+"""How far QuantVSR's branches are from their start, relative to their size."""
 
 
 @dataclass
@@ -113,11 +133,44 @@ class PlainLayer(nn.Module):
         return y + operation(x.new_ones(1, 1, *x.shape[2:]), response)
 
 
+class PlainDualBranch(nn.Module):
+    """What the authors' QuantVSR layer computes, written out as they do it.
+
+    Args:
+        layer: with rotation, low-rank branch, channel split and bias alignment.
+    """
+
+    def __init__(self, layer: QuantizedLayer):
+        super().__init__()
+        self.layer, sizes = layer, layer.input_quantizer.sizes
+        rotation = Rotation(sizes, 1)
+        rotation.load_state_dict(layer.rotation.state_dict())
+        rows, starts = rotation.input(torch.eye(sum(sizes))).split(sizes), accumulate(sizes, initial=0)
+        self.matrices = [row[:, start : start + len(row)].clone() for row, start in zip(rows, starts, strict=False)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer, operation = self.layer, self.layer.operation
+        assert layer.weight.allclose(layer.weight)
+        skip = (layer.low_rank.L1 @ layer.low_rank.L2).view_as(layer.weight)
+        x_hat = _plain(layer.input_quantizer, self._rotated(x, operation.axis))
+        w_hat = _plain(layer.weight_quantizer, self._rotated(layer.weight - skip, 1))
+        y = operation(x_hat, w_hat, layer.bias) + operation(x, skip)
+        return y + along(layer.bias_alignment, operation.axis, y.ndim)
+
+    def _rotated(self, x: Tensor, axis: int) -> Tensor:
+        pieces = zip(x.split(self.layer.input_quantizer.sizes, axis), self.matrices, strict=True)
+        equation = "b c ..., c j -> b j ..." if axis == 1 else "... c, c j -> ... j"
+        return torch.cat([torch.einsum(equation, piece, matrix) for piece, matrix in pieces], axis)
+
+
 def _plain(quantizer: Quantizer, x: Tensor) -> Tensor:
-    """Fake quantization of every part with its own learned bounds."""
+    """Fake quantization of every part with its own bounds."""
     spec, pieces = quantizer.spec, []
     for part, piece in enumerate(x.split(quantizer.sizes, quantizer.axis)):
-        lower, upper = (along(bound[..., part], 0, x.ndim) for bound in (quantizer.lower, quantizer.upper))
+        if spec.range == "dynamic":
+            lower, upper = piece.detach().min(), piece.detach().max()
+        else:
+            lower, upper = (along(bound[..., part], 0, x.ndim) for bound in (quantizer.lower, quantizer.upper))
         scale = (upper - lower) / (spec.qmax - spec.qmin)
         zero_point = round_through(-lower / scale)
         codes = (round_through(piece / scale) + zero_point).clamp(spec.qmin, spec.qmax)
@@ -141,18 +194,31 @@ def unet(small: bool) -> UNet2DConditionModel:
     return UNet2DConditionModel(**shape, use_linear_projection=True).eval().requires_grad_(False)
 
 
-def rules(bits: int, attention: bool) -> list[Rule]:
-    """PassionSR: learned bounds, smoothing with offset, channel split; first and last layer at 8 bits at least."""
+def passionsr(width: int) -> LayerRecipe:
+    """Learned bounds, smoothing with offset, channel split."""
+    return LayerRecipe(
+        weight=AffineSpec(width, granularity="channel", range="learned"),
+        act=AffineSpec(width, range="learned"),
+        smoothing=0.3,
+        offset=True,
+        channel_split=True,
+    )
 
-    def recipe(width: int) -> LayerRecipe:
-        return LayerRecipe(
-            weight=AffineSpec(width, granularity="channel", range="learned"),
-            act=AffineSpec(width, range="learned"),
-            smoothing=0.3,
-            offset=True,
-            channel_split=True,
-        )
 
+def quantvsr(width: int) -> LayerRecipe:
+    """Dynamic ranges of inputs, rotation, low-rank branch, channel split, bias alignment."""
+    return LayerRecipe(
+        weight=AffineSpec(width, granularity="channel"),
+        act=AffineSpec(width, range="dynamic"),
+        rotation=True,
+        rank=RANK,
+        channel_split=True,
+        bias_alignment=True,
+    )
+
+
+def rules(recipe: Callable[[int], LayerRecipe], bits: int, attention: bool) -> list[Rule]:
+    """A method's layers, and PassionSR's attention; first and last layer at 8 bits at least."""
     exceptions = [Rule(name, recipe(max(bits, 8))) for name in ("*time_embedding.linear_1", "conv_out")]
     products = [Rule("*", AttentionRecipe(AffineSpec(bits, range="learned"), smoothing=0.3))] if attention else []
     return [*exceptions, Rule("*", recipe(bits)), *products]
@@ -167,7 +233,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace):
         torch.set_num_threads(args.threads)
-        self.bits = args.bits
+        self.bits, self.method = args.bits, args.method
         self.models: dict[str, nn.Module] = {"full precision": unet(args.small)}
         config = self.models["full precision"].config
         self.latent = torch.randn(1, config.in_channels, args.size, args.size)
@@ -182,18 +248,21 @@ class Bench:
 
     def _quantized(self, attention: bool) -> nn.Module:
         model = _sharing_copy(self.models["full precision"])
-        prepare(model, rules(self.bits, attention))
+        prepare(model, rules(passionsr if self.method == "passionsr" else quantvsr, self.bits, attention))
         for observation in ("observe_smoothing", "observe_ranges"):
             with torch.no_grad(), mode(model, observation):
                 self.output(model, self.latent)
             settle(model)
+        with torch.no_grad():
+            for parameter in _own_parameters(model, (LowRank,)):
+                parameter.addcmul_(parameter, torch.randn_like(parameter), value=DRIFT)
         return model
 
     def _plain(self) -> nn.Module:
         model = _sharing_copy(self.model("layers"))
         for name, module in list(model.named_modules()):
             if isinstance(module, QuantizedLayer):
-                model.set_submodule(name, PlainLayer(module))
+                model.set_submodule(name, (PlainLayer if self.method == "passionsr" else PlainDualBranch)(module))
         return model
 
     def output(self, model: nn.Module, latent: Tensor) -> Tensor:
@@ -206,15 +275,22 @@ class Bench:
 
         def run() -> None:
             model.requires_grad_(False)
-            for module in model.modules():
-                if isinstance(module, case.trains):
-                    for parameter in module.parameters(recurse=False):
-                        parameter.requires_grad_(True)
+            for parameter in _own_parameters(model, case.trains):
+                parameter.requires_grad_(True)
             latent = self.latent.clone().requires_grad_()
             F.mse_loss(self.output(model, latent), self.target).backward()
             model.zero_grad()
 
         return run
+
+
+def _own_parameters(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[nn.Parameter]:
+    found = []
+    for module in model.modules():
+        if isinstance(module, kinds):
+            layer = isinstance(module, QuantizedLayer)
+            found += [module.bias_alignment] if layer else list(module.parameters(recurse=False))
+    return found
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:
@@ -224,8 +300,8 @@ def _sharing_copy(model: nn.Module) -> nn.Module:
 def times(args: argparse.Namespace) -> list[float]:
     """Median seconds of a step, for every case."""
     bench = Bench(args)
-    steps = [bench.step(case) for case in CASES]
-    found: list[list[float]] = [[] for _ in CASES]
+    steps = [bench.step(case) for case in CASES[args.method]]
+    found: list[list[float]] = [[] for _ in steps]
     for step in steps:  # A warm-up: allocator, threads, and weights that are cached while nothing trains.
         step()
     for _ in range(args.rounds):
@@ -272,19 +348,23 @@ def table(rows: list[Measurement]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--bits", type=int, default=6, help="of weights and activations (default 6)")
+    parser.add_argument("--method", choices=CASES, default="passionsr", help="whose steps (default passionsr)")
+    parser.add_argument("--bits", type=int, help="of weights and activations (default 6; 4 for quantvsr)")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of every case (default 5)")
     parser.add_argument("--size", type=int, help="latent height and width (default 64; 16 with --small)")
     parser.add_argument("--small", action="store_true", help="a tiny UNet, to see that the script works")
     parser.add_argument("--threads", type=int, default=2, help="of torch (default 2)")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
+    args.bits = args.bits or (6 if args.method == "passionsr" else 4)
     args.size = args.size or (16 if args.small else 64)
 
-    memories = [memory(args, case) for case in CASES]  # First: this process must still be small and without threads.
+    memories = [
+        memory(args, case) for case in CASES[args.method]
+    ]  # First: this process must still be small and without threads.
     rows = [
         Measurement(case.name, seconds, *found)
-        for case, seconds, found in zip(CASES, times(args), memories, strict=True)
+        for case, seconds, found in zip(CASES[args.method], times(args), memories, strict=True)
     ]
     print(table(rows))
     if args.json:

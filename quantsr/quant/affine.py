@@ -66,6 +66,17 @@ def fake_quantize(
     return _FakeQuantize.apply(x, scale, zero_point, qmin, qmax, open_ends)
 
 
+def fake_quantize_with_excess(
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int
+) -> tuple[Tensor, Tensor]:
+    """(:func:`fake_quantize` of float32 values, how many codes each lies outside the range). No gradient."""
+    with torch.no_grad():
+        codes = (x / scale).round_()
+        clamped = torch.maximum(codes, qmin - zero_point)
+        torch.minimum(clamped, qmax - zero_point, out=clamped)
+        return clamped * scale, codes.sub_(clamped)
+
+
 class _FakeQuantize(torch.autograd.Function):
     """Keeps one byte per element (where the clamp was open) and, where the range trains, the slope to the scale.
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 PALEY_ORDERS = (60, 20, 12)
+LARGEST_DENSE = 64
+"""Up to this size one dense product is faster than the two of its factors (measured on a CPU)."""
 
 
 @lru_cache
@@ -36,30 +38,57 @@ def factor(size: int) -> int | None:
     return None
 
 
-def hadamard_transform(x: Tensor) -> Tensor:
-    """``x @ H`` along the last axis for the normalized Hadamard matrix H of its size, in O(n log n).
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def kronecker_factors(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Matrices A ``(a, a)`` and B ``(b, b)`` with H = A kron B and a b = ``size``; a = 1 for small sizes.
+
+    Two dense factors of about the same size need a + b multiplications for a value. That is more than the additions of
+    butterflies, but two passes over memory instead of log2(size), and matrix products are what libraries are good at.
+
+    Raises:
+        ValueError: no such matrix for this size.
+    """
+    order = factor(size)
+    if order is None:
+        raise ValueError(f"no Hadamard matrix of order {size} here: it needs {PALEY_ORDERS} or 1 times a power of two")
+    a = torch.ones(1, 1) if order == 1 else paley(order)
+    b = torch.ones(1, 1)
+    butterfly = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    while len(a) * len(b) < size:
+        a, b = (torch.kron(a, butterfly), b) if len(a) < len(b) else (a, torch.kron(b, butterfly))
+    if size <= LARGEST_DENSE:
+        a, b = torch.ones(1, 1), torch.kron(a, b)
+    a, b = ((m / math.sqrt(len(m))).to(device, dtype) for m in (a, b))
+    return a, b
+
+
+def hadamard_transform(x: Tensor, axis: int = -1, transpose: bool = False) -> Tensor:
+    """``x @ H`` along an axis, for the normalized Hadamard matrix H of its size, in O(n sqrt(n)).
 
     Args:
-        x: ``(..., n)`` with n = m * 2^k, m one of 1, 12, 20, 60.
+        x: of size n = m * 2^k along ``axis``, m one of 1, 12, 20, 60.
+        axis: which one.
+        transpose: take H^T, the inverse, instead.
 
     Raises:
         ValueError: no such matrix for n.
     """
-    size = x.shape[-1]
-    order = factor(size)
-    if order is None:
-        raise ValueError(f"no Hadamard matrix of order {size} here: it needs {PALEY_ORDERS} or 1 times a power of two")
-    shape = x.shape
-    y = x.reshape(-1, order, size // order)
-    half = 1
-    while half < size // order:  # Butterflies over the power of two.
-        y = y.reshape(-1, order, size // order // (2 * half), 2, half)
-        a, b = y.unbind(-2)
-        y = torch.stack([a + b, a - b], -2).reshape(-1, order, size // order)
-        half *= 2
-    if order > 1:
-        y = torch.einsum("b i n, i j -> b j n", y, paley(order).to(y))
-    return y.reshape(shape) / math.sqrt(size)
+    axis %= x.ndim
+    a, b = kronecker_factors(x.shape[axis], x.dtype, x.device)
+    if transpose:
+        a, b = a.T, b.T
+    with torch.autocast(x.device.type, enabled=False):
+        y = multiply(x.unflatten(axis, (len(a), len(b))), b, axis + 1)
+        return multiply(y, a, axis).view(x.shape) if len(a) > 1 else y.reshape(x.shape)
+
+
+def multiply(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
+    """``x @ matrix`` along an axis (not negative), without moving it: the layout in memory stays. Contiguous."""
+    before, size, after = x.shape[:axis].numel(), x.shape[axis], x.shape[axis + 1 :].numel()
+    if after == 1:
+        return (x.reshape(before, size) @ matrix).view(x.shape)
+    return torch.bmm(matrix.T.expand(before, -1, -1), x.reshape(before, size, after)).view(x.shape)
 
 
 def random_orthogonal(size: int, generator: torch.Generator) -> Tensor:

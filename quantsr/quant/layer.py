@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from quantsr.quant import refinement
 from quantsr.quant.affine import fake_quantize, qparams
 from quantsr.quant.low_rank import LowRank, LowRankUpdate
 from quantsr.quant.operation import Layer, Operation
@@ -83,12 +84,28 @@ class QuantizedLayer(nn.Module):
         w = self.merged_weight()
         return w if self.low_rank is None else self.low_rank.residual(w)
 
-    def transformed_weight(self) -> Tensor:
-        """T(W_r), in full precision."""
-        w = self.residual_weight()
+    def transformed(self, w: Tensor) -> Tensor:
+        """T(w) of the weight's side."""
         for transform in self.transforms():
             w = transform.weight(w)
         return w
+
+    def transformed_weight(self) -> Tensor:
+        """T(W_r), in full precision."""
+        if self.low_rank is None or not refinement.applies(self.recipe):
+            return self.transformed(self.residual_weight())
+        # T(W) - L1 T(L2): while the branch trains, the first term stays as it is, and the second is cheap.
+        w, down = self._transformed_merged_weight(self.low_rank), self.transformed(self.low_rank.down)
+        with torch.autocast(w.device.type, enabled=False):  # Codes do not depend on how a layer is called.
+            return torch.addmm(w.flatten(1), self.low_rank.L1, down.flatten(1), alpha=-1).view_as(w)
+
+    def _transformed_merged_weight(self, low_rank: LowRank) -> Tensor:
+        """T(W), kept while the branch trains only: else it would be a second weight that nobody needs."""
+        if not any(p.requires_grad for p in low_rank.parameters()):
+            self._cache.pop("transformed", None)
+            return self.transformed(self.weight)
+        sources = [self.weight, *([] if self.rotation is None else self.rotation.buffers())]
+        return self.cached("transformed", sources, lambda: self.transformed(self.weight))
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """Qa(T(x))."""
@@ -97,7 +114,7 @@ class QuantizedLayer(nn.Module):
     def quantized_weight(self) -> Tensor:
         """Qw(T(W_r)); computed once while nothing that makes it is training."""
         sources = [self.weight, *self.weight_sources()]
-        return self._cached("weight", sources, lambda: self.weight_quantizer(self.transformed_weight()))
+        return self.cached("weight", sources, lambda: self.weight_quantizer(self.transformed_weight()))
 
     def weight_sources(self) -> list[Tensor]:
         """What makes the quantized weight beside the weight itself: all that can train, and the bounds."""
@@ -105,7 +122,7 @@ class QuantizedLayer(nn.Module):
         tensors = [t for part in parts if part is not None for t in (*part.parameters(), *part.buffers())]
         return tensors if self.smoothing is None else [*tensors, self.smoothing.scale]
 
-    def _cached(self, name: str, sources: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
+    def cached(self, name: str, sources: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
         """``compute()``, kept until a source changes (an in-place update counts up a tensor's version)."""
         if any(t.requires_grad for t in sources):
             self._cache.pop(name, None)
@@ -124,6 +141,10 @@ class QuantizedLayer(nn.Module):
             if self.mode != "full_precision":
                 self._observe(x)
             return self.operation(x, self.weight, self.bias)
+        if refinement.applies(self.recipe):
+            y = refinement.dual_branch(self, x)
+            constant = self.constant()
+            return y if constant is None else y.add_(along(constant.to(y.dtype), self.operation.axis, y.ndim))
         trained = self._learns()
         y = _Product.apply(self, x, *trained) if trained else self._product(x)
         constant = constant_output(self.operation, x, self.constant(), self._offset_response())
@@ -192,7 +213,7 @@ class QuantizedLayer(nn.Module):
             return None
         parts = [part for part in (self.low_rank, self.update) if part is not None]
         sources = [self.weight, self.offset, *(p for part in parts for p in part.parameters())]
-        return self._cached("offset", sources, self.offset_response)
+        return self.cached("offset", sources, self.offset_response)
 
     # Calibration.
 

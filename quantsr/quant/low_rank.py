@@ -1,7 +1,14 @@
 """Products of two thin matrices: a 16-bit branch beside the low-bit weight, and an update merged into it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+
+def own_rank(weight: Tensor) -> int:
+    """The largest rank that a weight ``(out, in, *kernel)`` can have as a matrix ``(out, in * prod(kernel))``."""
+    return min(weight.shape[0], weight[0].numel())
 
 
 class LowRank(nn.Module):
@@ -17,7 +24,7 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int):
         super().__init__()
         self.kernel = weight.shape[1:]
-        rank = min(rank, weight.shape[0], weight[0].numel())
+        rank = min(rank, own_rank(weight))
         self.L1 = nn.Parameter(torch.empty(weight.shape[0], rank))
         self.L2 = nn.Parameter(torch.empty(rank, weight[0].numel()))
         if not weight.is_meta:
@@ -30,6 +37,39 @@ class LowRank(nn.Module):
         rank = self.L1.shape[1]
         self.L1.copy_(u[:, :rank] * s[:rank])
         self.L2.copy_(vh[:rank])
+
+    def resize(self, weight: Tensor, rank: int) -> None:
+        """Give the branch another rank and :meth:`reset` it.
+
+        L1 and L2 stay the same parameters: an optimizer that holds them, but has not stepped yet, trains them on.
+
+        Args:
+            weight: ``(out, in, *kernel)``.
+            rank: r, cut to the weight's own rank where that is smaller.
+
+        Raises:
+            ValueError: a rank below 1.
+        """
+        if rank < 1:
+            raise ValueError(f"a low-rank branch has a rank of 1 or more, not {rank}")
+        self._allocate(min(rank, own_rank(weight)))
+        self.reset(weight)
+
+    def _allocate(self, rank: int) -> None:
+        """Room for L1 and L2 of a rank, with values still to come."""
+        if rank == self.L1.shape[1]:
+            return
+        with torch.inference_mode(False):
+            # The same parameters in another size: a stage or an optimizer may hold them already.
+            self.L1.data = self.L1.data.new_empty(self.L1.shape[0], rank)
+            self.L2.data = self.L2.data.new_empty(rank, self.L2.shape[1])
+        self.L1.grad = self.L2.grad = None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        stored = state_dict.get(prefix + "L1")
+        if stored is not None and stored.ndim == 2:
+            self._allocate(stored.shape[1])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def residual(self, weight: Tensor) -> Tensor:
         """W - L1 L2, in the shape of the weight."""
@@ -60,7 +100,7 @@ class LowRankUpdate(nn.Module):
 
     def __init__(self, weight: Tensor, rank: int, seed: int = 0):
         super().__init__()
-        rank = min(rank, weight.shape[0], weight[0].numel())
+        rank = min(rank, own_rank(weight))
         self.F1 = nn.Parameter(torch.zeros(weight.shape[0], rank))
         self.F2 = nn.Parameter(torch.empty(rank, weight[0].numel()))
         if not weight.is_meta:

@@ -65,6 +65,38 @@ class Operation:
         """The product with a 1x1 weight of this operation's dimensions: the second half of a low-rank branch."""
         return F.linear(x, weight) if self.kind == "Linear" else getattr(F, self.kind.lower())(x, weight)
 
+    def add_pointwise(self, y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """y + the product of x with ``weight``, ``(out, in)``, at every position, in the memory and type of y."""
+        y = y.contiguous()
+        x, weight = x.to(y.dtype), weight.to(y.dtype)
+        with torch.autocast(y.device.type, enabled=False):
+            if self.kind == "Linear":
+                y.view(-1, len(weight)).addmm_(x.reshape(-1, x.shape[-1]), weight.T)
+            else:
+                y.flatten(2).baddbmm_(weight.expand(len(y), -1, -1), x.flatten(2))
+        return y
+
+    def pointwise_gradients(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients to ``weight`` and ``x`` for that to the output of :meth:`add_pointwise`."""
+        if self.kind == "Linear":
+            return grad.reshape(-1, len(weight)).T @ x.reshape(-1, x.shape[-1]), grad @ weight
+        flat = grad.flatten(2)
+        grad_x = torch.bmm(weight.T.expand(len(flat), -1, -1), flat).view(x.shape)
+        return torch.bmm(flat, x.flatten(2).mT).sum(0), grad_x
+
+    def single_weight_gradients(self, grad: Tensor, x: Tensor, shape: torch.Size, entries: Tensor) -> Tensor:
+        """Gradients ``(n,)`` to entries ``(n, weight axes)`` of a weight of a shape, one row of products for each."""
+        rows, channels, *kernel = entries.T
+        if self.kind == "Linear":
+            return (grad.flatten(0, -2)[:, rows] * x.flatten(0, -2)[:, channels]).sum(0)
+        n, zeros = len(entries), [0] * len(self.stride)
+        one_each = grad.new_empty(1).expand(n, 1, *shape[2:])  # A convolution of n groups with one channel each.
+        found = torch.ops.aten.convolution_backward(
+            grad[:, rows], x[:, channels], one_each, None,
+            self.stride, self.padding, self.dilation, False, zeros, n, [False, True, False],
+        )[1]  # fmt: skip
+        return found[(torch.arange(n, device=grad.device), 0, *kernel)]
+
     def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]) -> tuple[Any, Any]:
         """Gradients to ``x`` and ``weight`` (those wanted, else None) for the output's gradient."""
         if self.kind == "Linear":

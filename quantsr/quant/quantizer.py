@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from quantsr.quant.affine import fake_quantize, qparams, quantize, round_through
+from quantsr.quant.affine import fake_quantize, fake_quantize_with_excess, qparams, quantize, round_through
 from quantsr.quant.clipping import clipped_extremes
 from quantsr.quant.parts import beside, even, extremes, spread
 from quantsr.quant.spec import AffineSpec
@@ -127,13 +127,25 @@ class Quantizer(nn.Module):
         """The codes of ``x``, whole numbers in float32."""
         return quantize(x, *self.qparams(x), self.spec.qmin, self.spec.qmax)
 
-    def forward(self, x: Tensor) -> Tensor:
-        spec = self.spec
+    def _broadcastable(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A view of ``x``, and scale and zero point that broadcast over it."""
         if not even(self.sizes):
-            return fake_quantize(x, *self.qparams(x), spec.qmin, spec.qmax, spec.as_released)
-        scale, zero_point = (beside(t, spec.granularity, self.axis, x.ndim) for t in self.part_qparams(x))
-        parts = x.unflatten(self.axis, (len(self.sizes), -1))
-        return fake_quantize(parts, scale, zero_point, spec.qmin, spec.qmax, spec.as_released).view_as(x)
+            return x, *self.qparams(x)
+        scale, zero_point = (beside(t, self.spec.granularity, self.axis, x.ndim) for t in self.part_qparams(x))
+        return x.unflatten(self.axis, (len(self.sizes), -1)), scale, zero_point
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts, spec = self._broadcastable(x), self.spec
+        return fake_quantize(*parts, spec.qmin, spec.qmax, spec.as_released).view_as(x)
+
+    @torch.no_grad()
+    def quantize_and_find_clamped(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same without gradient, and the indices ``(n, axes)`` of what was clamped."""
+        x_hat, excess = fake_quantize_with_excess(*self._broadcastable(x), self.spec.qmin, self.spec.qmax)
+        excess = excess.view_as(x)
+        flat = excess.flatten()
+        # Mostly there is none, which a sum of squares tells in a fraction of the time of a search.
+        return x_hat.view_as(x), excess.nonzero() if flat.dot(flat) else excess.new_empty(0, x.ndim, dtype=torch.long)
 
     def extra_repr(self) -> str:
         return str(self.spec) + (f", parts of {self.sizes}" if len(self.sizes) > 1 else "")

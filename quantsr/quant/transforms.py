@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from quantsr.quant.hadamard import factor, hadamard_transform, random_orthogonal
+from quantsr.quant.hadamard import factor, hadamard_transform, multiply, random_orthogonal
+from quantsr.quant.parts import even
 
 
 def along(vector: Tensor, axis: int, ndim: int) -> Tensor:
@@ -104,19 +105,39 @@ class Rotation(nn.Module):
         for number, matrix in enumerate(matrices):
             setattr(self, f"rotation_{number}", matrix.clone())
 
-    def _rotate(self, x: Tensor, axis: int) -> Tensor:
-        """x H along ``axis``."""
-        pieces = x.movedim(axis, -1).split(list(self.sizes), -1)
+    def _rotate(self, x: Tensor, axis: int, transpose: bool = False) -> Tensor:
+        """x H (or x H^T) along ``axis``."""
+        axis %= x.ndim
+        stored = [getattr(self, f"rotation_{number}").to(x.dtype) for number in range(len(self.sizes))]
+        if even(self.sizes) and all(t.ndim == 1 for t in stored):  # All parts at once.
+            parts = x.unflatten(axis, (len(self.sizes), -1))
+            return _signed_hadamard(parts, torch.stack(stored), axis + 1, transpose).view(x.shape)
         rotated = []
-        for number, piece in enumerate(pieces):
-            stored = getattr(self, f"rotation_{number}").to(x.dtype)
-            rotated.append(hadamard_transform(piece * stored) if stored.ndim == 1 else piece @ stored)
-        return torch.cat(rotated, -1).movedim(-1, axis)
+        for piece, t in zip(x.split(self.sizes, axis), stored, strict=True):
+            if t.ndim == 1:
+                rotated.append(_signed_hadamard(piece, t, axis, transpose))
+            else:
+                with torch.autocast(x.device.type, enabled=False):
+                    rotated.append(multiply(piece, t.T if transpose else t, axis))
+        return torch.cat(rotated, axis)
 
     def input(self, x: Tensor) -> Tensor:
         return self._rotate(x, self.axis)
 
     def weight(self, w: Tensor) -> Tensor:
         # Row vectors: W x becomes (W H)(H^T x), and H^T x is x H for x as a row.
-        with torch.autocast(w.device.type, enabled=False):  # Codes do not depend on how a layer is called.
-            return self._rotate(w, 1)
+        return self._rotate(w, 1)
+
+    def input_gradient(self, grad: Tensor) -> Tensor:
+        """The gradient to x for that to x H."""
+        return self._rotate(grad, self.axis, transpose=True)
+
+    def weight_gradient(self, grad: Tensor) -> Tensor:
+        """The gradient to W for that to H^T W."""
+        return self._rotate(grad, 1, transpose=True)
+
+
+def _signed_hadamard(x: Tensor, signs: Tensor, axis: int, transpose: bool) -> Tensor:
+    """x diag(signs) H along ``axis``, or its transpose. ``signs`` may have axes of x before that one, too."""
+    signs = signs.view(*signs.shape, *(1 for _ in range(axis + 1, x.ndim)))
+    return hadamard_transform(x, axis, transpose=True) * signs if transpose else hadamard_transform(x * signs, axis)
