@@ -1,5 +1,6 @@
 """Perceptual distances between images, by name: losses for training."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,19 +12,25 @@ from quantsr.errors import UserError
 PERCEPTUAL = ("features", "lpips")
 
 
-def perceptual_distance(name: str, encoder: nn.Module) -> nn.Module:
+Features = Callable[[Tensor], list[Tensor]]
+"""An image or clip to features ``(n, c, h, w)`` at several resolutions, n all its frames."""
+
+
+def perceptual_distance(name: str, features: Features) -> nn.Module:
     """A distance ``d(image, target)`` between images ``(b, 3, h, w)`` in [0, 1], a scalar to be trained against.
+
+    Clips ``(b, t, 3, h, w)`` are compared frame by frame.
 
     Args:
         name: one of :data:`PERCEPTUAL`. ``features`` is :class:`EncoderFeatures`; ``lpips`` is :class:`LPIPS`.
-        encoder: diffusers' ``Encoder`` (``vae.encoder`` of a teacher), which ``features`` measures in.
+        features: of a teacher (:meth:`Teacher.features`), which ``features`` measures in.
 
     Raises:
         UserError: an unknown name, or LPIPS without its weights.
     """
     if name not in PERCEPTUAL:
         raise UserError(f"method.perceptual takes one of {list(PERCEPTUAL)}, not {name!r}")
-    return LPIPS() if name == "lpips" else EncoderFeatures(encoder)
+    return LPIPS() if name == "lpips" else EncoderFeatures(features)
 
 
 class LPIPS(nn.Module):
@@ -57,7 +64,8 @@ class LPIPS(nn.Module):
         """Mean over the batch, a scalar. The target takes no gradient.
 
         Args:
-            image: ``(b, 3, h, w)`` RGB in [0, 1] or slightly outside, sides of 16 pixels or more.
+            image: ``(b, 3, h, w)`` or ``(b, t, 3, h, w)``, RGB in [0, 1] or slightly outside, sides of 16 pixels or
+                more.
             target: the same.
 
         Raises:
@@ -69,7 +77,8 @@ class LPIPS(nn.Module):
                 f"not {image.shape[-1]} x {image.shape[-2]}: give a larger data.crop"
             )
         network = self._network[0].to(image.device)
-        return network(image.float(), target.detach().float(), normalize=True).mean()
+        frames = (clip.flatten(0, -4).float() for clip in (image, target.detach()))
+        return network(*frames, normalize=True).mean()
 
 
 def _hub_file(url: str) -> Path:
@@ -94,23 +103,18 @@ class EncoderFeatures(nn.Module):
     eq. 1) and compared by mean squared error.
 
     Args:
-        encoder: diffusers' ``Encoder`` (``vae.encoder`` of a teacher); used frozen.
+        features: of a frozen teacher (:meth:`Teacher.features`); no submodule of this.
     """
 
-    def __init__(self, encoder: nn.Module):
+    def __init__(self, features: Features):
         super().__init__()
-        self.encoder = encoder
+        self.features = features
 
-    def features(self, image: Tensor) -> list[Tensor]:
-        """Unit-length features of every resolution for an image ``(b, 3, h, w)`` in [0, 1]."""
-        x = self.encoder.conv_in(image * 2 - 1)
-        outputs = []
-        for block in self.encoder.down_blocks:
-            x = block(x)
-            outputs.append(F.normalize(x, dim=1, eps=1e-6))
-        return outputs
+    def unit_features(self, image: Tensor) -> list[Tensor]:
+        """Unit-length features of every resolution for an image or clip in [0, 1]."""
+        return [F.normalize(x, dim=1, eps=1e-6) for x in self.features(image)]
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
         """Sum over resolutions of the mean squared distance, a scalar. The target takes no gradient."""
-        pairs = zip(self.features(image), self.features(target.detach()), strict=True)
+        pairs = zip(self.unit_features(image), self.unit_features(target.detach()), strict=True)
         return sum((F.mse_loss(a, b.detach()) for a, b in pairs), start=image.new_zeros(()))

@@ -1,4 +1,4 @@
-"""What several test folders share: a teacher of a few thousand parameters, a folder of small images."""
+"""What several test folders share: very small teachers, a folder of small images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,7 @@ from PIL import Image
 
 from quantsr.data.images import ImagesDataModule
 from quantsr.teachers.files import build_teacher, load_teacher, save_teacher
+from quantsr.teachers.mgldvsr import MGLDVSRTeacher
 from quantsr.teachers.one_step import OneStepTeacher
 
 ROOT = Path(__file__).parents[1]
@@ -46,9 +47,56 @@ MICRO = {
 
 def micro_teacher(seed: int = 0, **changes) -> OneStepTeacher:
     """A random teacher whose epsilon is not zero, as that of :func:`build_teacher` would be."""
-    teacher = build_teacher(seed, **MICRO | changes)
+    teacher = build_teacher(seed=seed, **MICRO | changes)
     generator = torch.Generator().manual_seed(seed)
     torch.nn.init.normal_(teacher.unet.conv_out.weight, std=0.1, generator=generator)
+    return teacher
+
+
+MICRO_VIDEO = {
+    "frames": 3,
+    "steps": 3,
+    "start": 499,
+    "latent_scale": 1.0,
+    "prompt_tokens": 4,
+    "flow": None,
+    "color_fix": "wavelet",
+    "vae": {"base_channels": 32, "channel_multipliers": [1, 1, 1], "blocks_per_level": 1},
+    "unet": {
+        "base_channels": 32,
+        "channel_multipliers": [2, 2],
+        "blocks_per_level": 1,
+        "attention_levels": [1],
+        "head_channels": 16,
+        "prompt_channels": 16,
+        "structure_channels": 32,
+    },
+    "structure": {
+        "base_channels": 32,
+        "channel_multipliers": [1, 2],
+        "blocks_per_level": 1,
+        "attention_levels": [1],
+        "heads": 2,
+        "out_channels": 32,
+    },
+}
+"""Few channels, but 64 where the timestep matters: normalized in 32 groups of one channel, it would cancel out.
+
+A latent pixel spans 4 pixels of the output.
+"""
+
+
+def micro_video_teacher(seed: int = 0, **changes) -> MGLDVSRTeacher:
+    """A random teacher of clips of 3 frames whose epsilon is not zero and whose temporal layers mix frames.
+
+    Its optical flow guidance is off; ``flow="dis"`` turns it on.
+    """
+    teacher = build_teacher(kind="mgldvsr", seed=seed, **MICRO_VIDEO | changes)
+    generator = torch.Generator().manual_seed(seed)
+    torch.nn.init.normal_(teacher.unet.out[2].weight, std=0.1, generator=generator)
+    for name, parameter in teacher.named_parameters():
+        if name.endswith("temporal_alpha"):
+            torch.nn.init.constant_(parameter, 0.25)
     return teacher
 
 

@@ -52,7 +52,7 @@ def lpips(hub) -> LPIPS:
 
 @pytest.fixture
 def distance(teacher) -> EncoderFeatures:
-    return EncoderFeatures(teacher.vae.encoder)
+    return EncoderFeatures(teacher.features)
 
 
 def test_equal_images_are_at_distance_zero(distance):
@@ -67,7 +67,7 @@ def test_grows_with_the_difference(distance):
 
 
 def test_features_have_unit_length_at_every_resolution(distance):
-    features = distance.features(torch.rand(1, 3, 16, 16))
+    features = distance.unit_features(torch.rand(1, 3, 16, 16))
     assert [tuple(f.shape[-2:]) for f in features] == [(8, 8), (8, 8)]
     for feature in features:
         assert torch.allclose(feature.norm(dim=1), torch.ones(1, *feature.shape[-2:]), atol=1e-4)
@@ -132,20 +132,20 @@ class TestLPIPS:
 
 class TestPerceptualDistance:
     def test_by_name(self, hub, teacher):
-        built = [type(perceptual_distance(name, teacher.vae.encoder)) for name in PERCEPTUAL]
+        built = [type(perceptual_distance(name, teacher.features)) for name in PERCEPTUAL]
         assert built == [EncoderFeatures, LPIPS]
 
     def test_features_are_those_of_the_encoder(self, teacher):
-        assert perceptual_distance("features", teacher.vae.encoder).encoder is teacher.vae.encoder
+        assert perceptual_distance("features", teacher.features).features == teacher.features
 
     def test_unknown_name(self, teacher):
         with pytest.raises(UserError, match=r"one of \['features', 'lpips'\], not 'dists'"):
-            perceptual_distance("dists", teacher.vae.encoder)
+            perceptual_distance("dists", teacher.features)
 
     def test_missing_weights_are_named_with_where_they_come_from(self, hub, teacher, tmp_path, monkeypatch):
         monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
         with pytest.raises(UserError) as error:
-            perceptual_distance("lpips", teacher.vae.encoder)
+            perceptual_distance("lpips", teacher.features)
         expected = (str(tmp_path / "checkpoints" / VGG16), VGG16_Weights.DEFAULT.url, "method.perceptual=features")
         assert all(text in str(error.value) for text in expected)
 
@@ -155,4 +155,4 @@ class TestPerceptualDistance:
         (tmp_path / "checkpoints").mkdir()
         (tmp_path / "checkpoints" / VGG16).write_bytes(content)
         with pytest.raises(UserError, match="does not hold the weights of VGG16"):
-            perceptual_distance("lpips", teacher.vae.encoder)
+            perceptual_distance("lpips", teacher.features)

@@ -1,30 +1,31 @@
-"""``method=teacher``: train or fine-tune a full-precision one-step teacher, as latent diffusion is trained: first the
+"""``method=teacher``: train or fine-tune a full-precision teacher, as latent diffusion is trained: first the
 autoencoder, then the denoiser in its latent space, with the autoencoder frozen.
 
     autoencoder   |D(E(gt)) - gt| + variance * (mean E(gt)^2 - 1)^2
     teacher       pixel * |sr - gt| + feature * d(sr, gt) + latent * |z_H - E(gt)|^2
 
-d is measured in the features of the encoder as it was at the start of the run.
+d is measured in the features of the encoder as it was at the start of the run. A teacher of several steps trains at
+the points of its own sampling, one step after the other (our choice: the denoiser meets its own errors, and learns to
+restore what is there; diffusion's own training, on noised ground truth, is for models that invent).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 
 from quantsr.losses import EncoderFeatures
 from quantsr.methods.base import StagedModule
 from quantsr.methods.stages import Batch, Group, Stage, warm_cosine
 from quantsr.teachers.base import Teacher
-from quantsr.teachers.one_step import OneStepTeacher
 
 
 class TeacherTraining(StagedModule):
-    """Trains a one-step teacher.
+    """Trains a teacher.
 
     The denoiser trains with the autoencoder frozen: trained together, the autoencoder restores the image by itself
     and leaves nothing to the denoiser, and a student with a quantized denoiser shows nothing.
@@ -44,7 +45,7 @@ class TeacherTraining(StagedModule):
 
     def __init__(
         self,
-        teacher: OneStepTeacher,
+        teacher: Teacher,
         steps: int = 1000,
         lr: float = 1e-3,
         pixel: float = 1.0,
@@ -60,18 +61,22 @@ class TeacherTraining(StagedModule):
         self.training_steps, self.lr, self.max_norm = steps, lr, max_norm
         self.autoencoder_steps, self.autoencoder_lr, self.variance = autoencoder_steps, autoencoder_lr, variance
         self.weights = {"pixel": pixel, "feature": feature, "latent": latent}
-        self.features = EncoderFeatures(teacher.vae.encoder) if feature else None
+        self.features = EncoderFeatures(teacher.features) if feature else None
 
     def stages(self) -> list[Stage]:
-        vae, unet = self.model.vae, self.model.unet
+        parts = self.teacher.parts()
+        autoencoder = [*parts["encoder"], *parts["decoder"]]
+        denoiser = [*parts["denoiser"], *self.teacher.kept()]
         return [
-            self._stage("autoencoder", self.autoencoder_steps, self.autoencoder_loss, vae, self.autoencoder_lr),
-            self._stage("teacher", self.training_steps, self.loss, unet, self.lr),
+            self._stage("autoencoder", self.autoencoder_steps, self.autoencoder_loss, autoencoder, self.autoencoder_lr),
+            self._stage("teacher", self.training_steps, self.loss, denoiser, self.lr),
         ]
 
-    def _stage(self, name: str, steps: int, loss: Callable[[Batch], Tensor], module: nn.Module, lr: float) -> Stage:
+    def _stage(
+        self, name: str, steps: int, loss: Callable[[Batch], Tensor], modules: Sequence[str], lr: float
+    ) -> Stage:
         optimizer = partial(AdamW, betas=(0.9, 0.99), weight_decay=1e-4)
-        groups = [Group(list(module.parameters()), lr)]
+        groups = [Group([p for module in modules for p in self.model.get_submodule(module).parameters()], lr)]
         return Stage(name, steps, loss, groups, warm_cosine, optimizer=optimizer, max_norm=self.max_norm)
 
     def models(self) -> dict[str, Teacher]:
@@ -93,7 +98,8 @@ class TeacherTraining(StagedModule):
         model, weights = self.model, self.weights
         with torch.no_grad():
             latent = model.encode(lq)
-        clean = model.clean(latent, model.denoise(latent))
+            noisy = model.noisy(lq, self.step_index % model.steps)
+        clean = model.clean(latent, model.denoise(latent, noisy), noisy)
         loss = latent.new_zeros(())
         if weights["pixel"] or self.features is not None:
             sr = model.render(clean, lq).float()

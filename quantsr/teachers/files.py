@@ -1,5 +1,6 @@
 """Teacher files: one safetensors file that holds the weights and, in its metadata, everything to build the model."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from quantsr.errors import UserError
+from quantsr.teachers.base import Teacher
+from quantsr.teachers.mgldvsr import MGLDVSRTeacher
 from quantsr.teachers.one_step import OneStepTeacher
 
 PACKAGED = Path(__file__).parent / "weights"
+KINDS: dict[str, type[Teacher]] = {teacher.kind: teacher for teacher in (OneStepTeacher, MGLDVSRTeacher)}
 
 
-def save_teacher(teacher: OneStepTeacher, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
+def save_teacher(teacher: Teacher, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write ``teacher`` to ``path``; weights are stored as ``dtype``."""
     tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in teacher.state_dict().items()}
     path = Path(path)
     unfinished = path.with_suffix(".unfinished")
-    save_file(tensors, unfinished, metadata={"one_step": json.dumps(teacher.config)})
+    save_file(tensors, unfinished, metadata={teacher.kind: json.dumps(teacher.config)})
     unfinished.replace(path)
 
 
-def load_teacher(weights: str | Path) -> OneStepTeacher:
+def load_teacher(weights: str | Path) -> Teacher:
     """Build the teacher that a file holds, in float32, frozen.
 
     Args:
@@ -41,26 +45,46 @@ def load_teacher(weights: str | Path) -> OneStepTeacher:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            config = json.loads((file.metadata() or {}).get("one_step", "null"))
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise UserError(f"{path} is not a readable safetensors file ({error})") from error
-    if config is None:
+    kind = next((kind for kind in KINDS if kind in metadata), None)
+    if kind is None:
         raise UserError(f"{path} was not written by quantsr: its metadata has no teacher configuration")
-    teacher = build_teacher(**config)
+    teacher = build_teacher(kind=kind, **json.loads(metadata[kind]))
     teacher.load_state_dict(tensors)
     return teacher.freeze()
 
 
-def build_teacher(seed: int = 0, **config: Any) -> OneStepTeacher:
-    """A one-step teacher with random weights drawn from ``seed``: what ``method=teacher`` starts from.
+def build_teacher(seed: int = 0, kind: str = "one_step", **config: Any) -> Teacher:
+    """A teacher with random weights drawn from ``seed``: what ``method=teacher`` starts from.
 
-    The UNet's last convolution starts at zero, as in latent diffusion's own code: z_H is then z_L / sqrt(abar_t) at
-    first, and encoder and decoder learn to pass an image on from the first step.
+    The denoiser's last convolution starts at zero, as in latent diffusion's own code: epsilon is 0 at first.
+
+    Args:
+        seed: of the weights.
+        kind: ``one_step`` (images, :class:`OneStepTeacher`) or ``mgldvsr`` (clips, :class:`MGLDVSRTeacher`).
+        config: arguments of that class.
+
+    Raises:
+        UserError: another kind.
     """
+    if kind not in KINDS:
+        raise UserError(f"teacher.kind takes one of {list(KINDS)}, not {kind!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        teacher = OneStepTeacher(**config)
-    torch.nn.init.zeros_(teacher.unet.conv_out.weight)
-    torch.nn.init.zeros_(teacher.unet.conv_out.bias)
+        teacher = KINDS[kind](**config)
+    exit_layer = teacher.get_submodule(teacher.exit)
+    torch.nn.init.zeros_(exit_layer.weight)
+    torch.nn.init.zeros_(exit_layer.bias)
     return teacher
+
+
+def fingerprint(teacher: Teacher) -> str:
+    """A short hash of a teacher's weights: another one for other weights."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(teacher.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from quantsr.color import COLOR_FIXES, fix_color
-from quantsr.teachers.base import Teacher
+from quantsr.teachers.base import Noisy, Teacher
 
 STABLE_DIFFUSION_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -35,6 +35,8 @@ class OneStepTeacher(Teacher):
     Raises:
         ValueError: a timestep that the schedule does not have, or an unknown colour correction.
     """
+
+    kind = "one_step"
 
     def __init__(
         self,
@@ -108,20 +110,36 @@ class OneStepTeacher(Teacher):
     def encode(self, lq: Tensor) -> Tensor:
         return self.embed(self.upscale(lq))
 
-    def denoise(self, latent: Tensor) -> Tensor:
+    def denoise(self, latent: Tensor, noisy: Noisy | None = None) -> Tensor:
         context = self.prompt_embedding.to(latent.dtype).expand(latent.shape[0], -1, -1)
         return self.unet(latent, self.timestep, encoder_hidden_states=context, return_dict=False)[0]
 
-    def clean(self, latent: Tensor, epsilon: Tensor) -> Tensor:
+    def clean(self, latent: Tensor, epsilon: Tensor, noisy: Noisy | None = None) -> Tensor:
         return (latent - self.noise * epsilon) / self.signal
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, lq: Tensor) -> Tensor:
         return self.vae.decode(latent / self.vae.config.scaling_factor, return_dict=False)[0] / 2 + 0.5
 
     def render(self, latent: Tensor, lq: Tensor) -> Tensor:
         """z_H to the output image: decoded, cut to ``scale`` times the size of ``lq``, colours corrected."""
         height, width = (self.scale * side for side in lq.shape[-2:])
-        return fix_color(self.decode(latent)[..., :height, :width], self.upscale(lq), self.color_fix)
+        return fix_color(self.decode(latent, lq)[..., :height, :width], self.upscale(lq), self.color_fix)
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        x = self.vae.encoder.conv_in(image * 2 - 1)
+        found = []
+        for block in self.vae.encoder.down_blocks:
+            x = block(x)
+            found.append(x)
+        return found
+
+    @property
+    def entrance(self) -> str:
+        return "unet.conv_in"
+
+    @property
+    def exit(self) -> str:
+        return "unet.conv_out"
 
     def parts(self) -> dict[str, list[str]]:
         return {

@@ -39,7 +39,7 @@ def test_parts_in_a_row_are_the_whole(teacher, lq):
     epsilon = teacher.denoise(latent)
     assert epsilon.shape == latent.shape == (2, 4, 16, 16)
     clean = teacher.clean(latent, epsilon)
-    assert teacher.decode(clean).shape == (2, 3, 32, 32)
+    assert teacher.decode(clean, lq).shape == (2, 3, 32, 32)
     assert torch.equal(teacher.render(clean, lq).clamp(0, 1), teacher(lq))
 
 
