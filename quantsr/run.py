@@ -3,9 +3,11 @@
 Only this module sees Hydra's configuration.
 """
 
+import csv
 import json
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,35 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
+from rich.progress import track
+from torchvision.transforms.functional import to_pil_image
 
 from quantsr.callbacks.interrupt import SaveOnInterrupt
 from quantsr.callbacks.progress import StageProgress
 from quantsr.data.frames import FramesDataModule
 from quantsr.data.pairs import match_folders
 from quantsr.data.sampling import check_batch_size
+from quantsr.data.trajectories import Trajectories, record
+from quantsr.data.video import open_frames, write_video
 from quantsr.deploy.artefact import load_student, read_config, save_student
 from quantsr.errors import UserError
-from quantsr.evaluation import Report, measure, measure_outputs, on_device, print_table
+from quantsr.evaluation import (
+    FRAMES_PER_SECOND,
+    Report,
+    measure,
+    measure_outputs,
+    on_device,
+    print_table,
+    stream_frames,
+)
+from quantsr.flow import flow_estimator
 from quantsr.methods.base import StagedModule
 from quantsr.methods.distributed import StagedDDP
 from quantsr.methods.quantization import QuantizationMethod
+from quantsr.metrics import dover
 from quantsr.quant.folded import fold
 from quantsr.teachers.base import Teacher
-from quantsr.teachers.files import load_teacher, save_teacher
+from quantsr.teachers.files import fingerprint, load_teacher, save_teacher
 
 
 def train(cfg: DictConfig) -> dict[str, Any] | None:
@@ -43,7 +59,9 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     resume = read_checkpoint(cfg.ckpt_path) if cfg.ckpt_path else None
     data: FramesDataModule = instantiate(cfg.data)
     data.setup("fit")
+    metrics = clip_metrics(cfg, data)
     method: StagedModule = instantiate(cfg.method, teacher=build_teacher(cfg))
+    check_frames(method.teacher, data)
     data.steps = method.steps
     if resume is not None:
         method.check_checkpoint(resume)
@@ -53,13 +71,53 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     if trainer.is_global_zero:
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
         print(f"{data.summary()}\n{method.summary()}")
+    if method.pairs:
+        data.pairs = record_pairs(cfg, method, data, trainer)
     trainer.fit(method, datamodule=data, ckpt_path=cfg.ckpt_path)
-    return report(cfg, folder, method, data, trainer) if trainer.is_global_zero else None
+    return report(cfg, folder, method, data, trainer, metrics) if trainer.is_global_zero else None
 
 
 def build_teacher(cfg: DictConfig) -> Teacher:
     """The teacher of a configuration, from plain lists and dicts: its arguments are written to its file."""
     return instantiate(cfg.teacher, _convert_="all")
+
+
+def clip_metrics(cfg: DictConfig, data: FramesDataModule) -> dict[str, Any]:
+    """What :func:`measure` measures clips with beside the ground truth; nothing for images."""
+    if data.frames == 1:
+        return {}
+    absent = dover.missing()
+    if absent:
+        print(f"DOVER is not measured: {absent}")
+    flow = flow_estimator(cfg.flow.name, cfg.flow.weights)
+    return {"flow": flow, "dover": None if absent else dover.Dover()}
+
+
+def check_frames(teacher: Teacher, data: FramesDataModule) -> None:
+    """Refuse a teacher and data of which one is of images and the other of clips, or of clips of other lengths.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    if teacher.frames != data.frames:
+        takes, gives = ("single images" if n == 1 else f"segments of {n} frames" for n in (teacher.frames, data.frames))
+        example = "data=photos" if teacher.frames == 1 else f"data=motion data.frames={teacher.frames}"
+        raise UserError(f"the teacher takes {takes}, the data gives {gives}: choose for example {example}")
+
+
+def record_pairs(
+    cfg: DictConfig, method: StagedModule, data: FramesDataModule, trainer: lightning.Trainer
+) -> Trajectories:
+    """Calibration pairs from the teacher's own sampling, out of the cache where the same have been recorded before."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    # What data is measured on, and how it is fed, does not change the pairs.
+    about = {
+        "teacher": method.teacher.config,
+        "weights": fingerprint(method.teacher),
+        "data": {key: value for key, value in plain["data"].items() if key not in ("batch_size", "num_workers")},
+    }
+    teacher = method.teacher.to(trainer.strategy.root_device)
+    return record(teacher, data.calibration(), method.pairs, Path(cfg.cache_dir).expanduser() / "pairs", about)
 
 
 def quiet() -> None:
@@ -96,7 +154,12 @@ def build_trainer(cfg: DictConfig, folder: Path, trains: bool) -> lightning.Trai
 
 
 def report(
-    cfg: DictConfig, folder: Path, method: StagedModule, data: FramesDataModule, trainer: lightning.Trainer
+    cfg: DictConfig,
+    folder: Path,
+    method: StagedModule,
+    data: FramesDataModule,
+    trainer: lightning.Trainer,
+    metrics: dict[str, Any],
 ) -> dict[str, Any]:
     """Measure, save and print what a finished run leaves."""
     method.eval().requires_grad_(False)
@@ -104,12 +167,12 @@ def report(
         fold(method.student)  # What is measured is what is saved.
     device = trainer.strategy.root_device
     models = {name: on_device(model, device) for name, model in method.models().items()}
-    measured = measure(models, data.validation(), method.teacher.scale)
+    measured = measure(models, data.validation(), method.teacher.scale, **metrics)
     summary = measured.summary()
-    measured.write_csv(folder / "images.csv")
+    measured.write_csv(folder)
     sheet = folder / "comparison.png"
     measured.sheet().save(sheet)
-    pictures = {"comparison": sheet, **method.save_extras(folder)}
+    extras = {"comparison": sheet, **method.save_extras(folder)}
     result = folder / "teacher.safetensors"
     if isinstance(method, QuantizationMethod):
         result = folder / "artefact"
@@ -119,7 +182,7 @@ def report(
     else:
         save_teacher(method.model, result)
     write_json(folder / "metrics.json", summary)
-    log_results(trainer, summary, pictures)
+    log_results(trainer, summary, extras)
     print_table(summary, cfg.name)
     if "bytes" in summary:
         sizes = summary["bytes"]
@@ -128,23 +191,28 @@ def report(
     return summary
 
 
-def log_results(trainer: lightning.Trainer, summary: dict[str, Any], pictures: dict[str, Path]) -> None:
-    """Give the loggers the final figures and, where they take them, pictures by name."""
+def log_results(trainer: lightning.Trainer, summary: dict[str, Any], extras: dict[str, Path]) -> None:
+    """Give the loggers the final figures and, where they take them, pictures (.png) and tables (.csv) by name."""
     nested = {name: values for name, values in summary.items() if isinstance(values, dict)}
     flat = {f"{name}/{key}": value for name, values in nested.items() for key, value in values.items()}
     if "fidelity_psnr" in summary:
         flat["fidelity_psnr"] = summary["fidelity_psnr"]
     for logger in trainer.loggers:
         logger.log_metrics(flat)
-        if hasattr(logger, "log_image"):
-            for name, path in pictures.items():
+        for name, path in extras.items():
+            if path.suffix == ".png" and hasattr(logger, "log_image"):
                 logger.log_image(name, [str(path)])
+            elif path.suffix == ".csv" and hasattr(logger, "log_table"):
+                columns, *rows = csv.reader(path.open(newline=""))
+                logger.log_table(name, columns, rows)
         logger.finalize("success")
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Measure an artefact (or checkpoint) on a data set, or a folder of ready-made outputs against ground truth."""
     folder = Path(cfg.run_dir)
+    if cfg.input is not None:
+        return upscale(cfg)
     if (cfg.artefact is None) == (cfg.outputs is None):
         raise UserError(
             "eval.py measures either artefact=FOLDER (or a checkpoint) or outputs=FOLDER: give one of the two"
@@ -154,17 +222,44 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     else:
         student, teacher = load_models(cfg)
         data: FramesDataModule = instantiate(cfg.data)
+        if student.frames > 1:  # An image model takes clips frame by frame.
+            check_frames(student, data)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         models = {"teacher": on_device(teacher, device), "student": on_device(student, device)}
-        measured = measure(models, data.validation(), student.scale, folder / "images")
+        measured = measure(models, data.validation(), student.scale, folder / "images", **clip_metrics(cfg, data))
         measured.sheet().save(folder / "comparison.png")
         print(data.summary())
     summary = measured.summary()
-    measured.write_csv(folder / "images.csv")
+    table = measured.write_csv(folder)
     write_json(folder / "metrics.json", summary)
     print_table(summary, str(cfg.outputs or cfg.artefact))
-    print(f"per image  {folder / 'images.csv'}\nmetrics    {folder / 'metrics.json'}")
+    print(f"per {'clip' if measured.frames else 'image'}   {table}\nmetrics    {folder / 'metrics.json'}")
     return summary
+
+
+def upscale(cfg: DictConfig) -> dict[str, Any]:
+    """Put a video file or a folder of frames through the student of ``cfg.artefact``, frame after frame.
+
+    Leaves ``NAME.mp4`` and the frames as images; nothing is held but a segment, however long the clip is.
+    """
+    if cfg.artefact is None:
+        raise UserError("eval.py input=CLIP upscales by a student: give artefact=FOLDER too")
+    source = open_frames(Path(cfg.input).expanduser())
+    student, _ = load_models(cfg)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    images = Path(cfg.run_dir, "images", source.path.stem)
+    images.mkdir(parents=True)
+
+    def saved() -> Iterator[torch.Tensor]:
+        frames = track(stream_frames(student, source, device), "upscaling", len(source), transient=True)
+        for number, frame in enumerate(frames):
+            to_pil_image(frame).save(images / f"{number:05d}.png")
+            yield frame
+
+    video = images.with_suffix(".mp4")
+    write_video(video, saved(), getattr(source, "fps", FRAMES_PER_SECOND))
+    print(f"video    {video}\nframes   {images}")
+    return {"frames": len(source)}
 
 
 def evaluate_outputs(cfg: DictConfig) -> Report:

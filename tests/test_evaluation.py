@@ -78,7 +78,7 @@ def test_table_and_sheet_and_csv(tmp_path, capsys):
         assert text in shown
     assert report.sheet().size > (0, 0)
     assert len(report.pictures) == 4
-    report.write_csv(tmp_path / "images.csv")
+    assert report.write_csv(tmp_path) == tmp_path / "images.csv"
     rows = list(csv.DictReader((tmp_path / "images.csv").open()))
     assert len(rows) == 5
     assert float(rows[1]["student.psnr_y"]) == report.rows[1]["student.psnr_y"]

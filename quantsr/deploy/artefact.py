@@ -58,7 +58,7 @@ def save_student(
     config = {
         "format": FORMAT,
         "quantsr": __version__,
-        "model": student.config,
+        "model": {"kind": student.kind, **student.config},
         "recipes": [{"kind": type(recipe).__name__, **asdict(recipe)} for recipe in recipes],
         "modules": {_key(s): recipes.index(s.recipe) for s in swaps if s.recipe is not None},
         "bytes": sizes,

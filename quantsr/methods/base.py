@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from quantsr.errors import UserError
+from quantsr.methods.distributed import StagedDDP
 from quantsr.methods.stages import Batch, Stage
 from quantsr.teachers.base import Teacher
 
@@ -34,6 +35,7 @@ class StagedModule(LightningModule, ABC):
         self.step_index = 0
         self._active: Stage | None = None
         self._stages: list[Stage] | None = None
+        self.changed_shapes = False  # Set by a stage that gives parameters other shapes.
 
     @property
     def teacher(self) -> Teacher:
@@ -55,6 +57,11 @@ class StagedModule(LightningModule, ABC):
     def steps(self) -> int:
         """Steps of all stages together."""
         return sum(stage.steps for stage in self.plan)
+
+    @property
+    def pairs(self) -> int | None:
+        """How many pairs of the teacher's sampling the method trains on; None: it trains on the data itself."""
+        return None
 
     @property
     def trains(self) -> bool:
@@ -111,6 +118,11 @@ class StagedModule(LightningModule, ABC):
         if step == stage.steps - 1:
             stage.finish()
         return None if loss is None else loss.detach()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if self.changed_shapes and isinstance(self.trainer.strategy, StagedDDP):
+            self.trainer.strategy.wrap_again()
+        self.changed_shapes = False
 
     def _optimize(self, stage: Stage, step: int, loss: Tensor) -> None:
         if not math.isfinite(loss.item()):

@@ -16,3 +16,8 @@ class StagedDDP(DDPStrategy):
     def configure_ddp(self) -> None:
         if self.lightning_module.trains:
             super().configure_ddp()
+
+    def wrap_again(self) -> None:
+        """For parameters that have changed their shapes: DDP has reserved room for the old ones."""
+        self.model = self.lightning_module
+        self.configure_ddp()

@@ -97,14 +97,16 @@ class PassionSR(QuantizationMethod):
 
     def clean_latent_loss(self, batch: Batch) -> Tensor:
         """Denoiser: z_H against z_H, not epsilon against epsilon (section 3.4)."""
+        noisy = self.noisy(batch)
         with torch.no_grad():
-            target = self.teacher.clean_latent(batch["lq"])
+            latent = self.teacher.encode(batch["lq"])
+            target = self.teacher.clean(latent, self.teacher.denoise(latent, noisy), noisy)
             latent = self.student.encode(batch["lq"])
-        return F.mse_loss(self.student.clean(latent, self.student.denoise(latent)), target)
+        return F.mse_loss(self.student.clean(latent, self.student.denoise(latent, noisy), noisy), target)
 
     def image_loss(self, batch: Batch) -> Tensor:
         """Decoder: image against image."""
         with torch.no_grad():
-            target = self.teacher.decode(self.teacher.clean_latent(batch["lq"]))
+            target = self.teacher.decode(self.teacher.clean_latent(batch["lq"]), batch["lq"])
             latent = self.student.clean_latent(batch["lq"])
-        return F.mse_loss(self.student.decode(latent), target)
+        return F.mse_loss(self.student.decode(latent, batch["lq"]), target)

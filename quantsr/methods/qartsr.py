@@ -81,7 +81,7 @@ class QArtSR(QuantizationMethod):
         self.rates = {"weight": weight_lr, "transform": transform_lr, "bounds": bounds_lr}
         super().__init__(teacher, bits, parts, observation_steps, seed)
         self.perceptual = perceptual
-        self.distance = perceptual_distance(perceptual, teacher.vae.encoder)
+        self.distance = perceptual_distance(perceptual, teacher.features)
         blocks = teacher.blocks()
         self.every_block = [name for part in PARTS for name in blocks[part]]
         self.blocks = [name for part in self.parts for name in blocks[part]]
@@ -142,15 +142,15 @@ class QArtSR(QuantizationMethod):
         What precedes the first quantized block is the teacher's own output, put in its place: it takes no time and is
         not in the graph. What follows the last one runs in full precision.
         """
-        lq, every = batch["lq"], self.every_block
+        lq, noisy, every = batch["lq"], self.noisy(batch), self.every_block
         before = every[: every.index(quantized[0])]
         with torch.no_grad(), recorded(self.teacher, [*before, block]) as target:
-            target_image = self.teacher.restore(lq)
+            target_image = self.teacher.predict(lq, noisy)
         set_mode(self.student, "full_precision")
         for name in quantized:
             set_mode(self.student.get_submodule(name), "quantized")
         with replayed(self.student, {name: target[name] for name in before}), recorded(self.student, [block]) as own:
-            own_image = self.student.restore(lq)
+            own_image = self.student.predict(lq, noisy)
         wanted = tensor_of(target[block])
         module = F.mse_loss(tensor_of(own[block]), wanted) / wanted.square().mean()
         return module + self.image_weight * F.mse_loss(own_image, target_image)
@@ -167,11 +167,12 @@ class QArtSR(QuantizationMethod):
         return perceptual * self.distance(own, target) + pixel * F.mse_loss(own, target)
 
     def images(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Output of the whole student, and of the teacher."""
+        """What the whole student predicts, and the teacher."""
         set_mode(self.student, "quantized")
+        noisy = self.noisy(batch)
         with torch.no_grad():
-            target = self.teacher.restore(batch["lq"])
-        return self.student.restore(batch["lq"]), target
+            target = self.teacher.predict(batch["lq"], noisy)
+        return self.student.predict(batch["lq"], noisy), target
 
     def summary(self) -> str:
         names = {"features": "features of the teacher's encoder", "lpips": "LPIPS"}

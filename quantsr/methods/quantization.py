@@ -16,7 +16,7 @@ from quantsr.quant.layer import Mode
 from quantsr.quant.prepare import is_attention, prepare
 from quantsr.quant.recipe import AttentionRecipe, LayerRecipe, Rule
 from quantsr.quant.spec import Bits
-from quantsr.teachers.base import Teacher
+from quantsr.teachers.base import Noisy, Teacher
 
 PARTS = ("encoder", "denoiser", "decoder")
 SENSITIVE_BITS = 8
@@ -70,22 +70,34 @@ class QuantizationMethod(StagedModule):
         """How its attention products are quantized; None leaves them in full precision."""
         return None
 
+    def exceptions(self, part: str) -> list[str]:
+        """Layers of a part that are quantized in another way than the rest of it."""
+        return self.teacher.sensitive()[part]
+
+    def exception_recipe(self, part: str) -> LayerRecipe | None:
+        """How these are quantized: at 8 bits at least; None leaves them in full precision."""
+        return self.layer_recipe(self.bits.at_least(SENSITIVE_BITS), part)
+
     def rules(self) -> list[Rule]:
-        """Sensitive layers at 8 bits, the other layers of the chosen parts by the recipe, the rest kept."""
+        """The exceptions, the other layers of the chosen parts by the recipe, the rest kept."""
         prefixes = self.teacher.parts()
         rules = []
         for part in self.parts:
-            at_least_8 = self.layer_recipe(self.bits.at_least(SENSITIVE_BITS), part)
-            rules += [Rule(name, at_least_8) for name in self.teacher.sensitive()[part]]
+            exceptions = self.exceptions(part)
+            rules += [Rule(name, self.exception_recipe(part)) for name in exceptions]
             attention = self.attention_recipe(self.bits, part)
             for prefix in prefixes[part]:
                 owner = self.teacher.get_submodule(prefix)
-                if prefix not in self.teacher.sensitive()[part]:
+                if prefix not in exceptions:
                     rules.append(Rule(f"{prefix}*", self.layer_recipe(self.bits, part)))
                 if attention is not None and any(map(is_attention, owner.modules())):
                     rules.append(Rule(f"{prefix}*", attention))
         rest = [prefix for part in PARTS if part not in self.parts for prefix in prefixes[part]]
-        return rules + [Rule(f"{prefix}*") for prefix in rest]
+        return rules + [Rule(f"{prefix}*") for prefix in [*rest, *self.teacher.kept()]]
+
+    def noisy(self, batch: Batch) -> Noisy | None:
+        """Where the teacher's own sampling is when this step of the run trains: one sampling step after the other."""
+        return self.teacher.noisy(batch["lq"], self.step_index % self.teacher.steps)
 
     # Calibration of ranges.
 
@@ -114,7 +126,9 @@ class QuantizationMethod(StagedModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Run the student once, so that scales per attention key get their length before optimizers see them."""
-        if stage == "fit":
+        recipes = (swap.recipe for swap in self.swaps)
+        sized_by_data = any(isinstance(recipe, AttentionRecipe) and recipe.smoothing is not None for recipe in recipes)
+        if stage == "fit" and sized_by_data:
             lq = self.trainer.datamodule.calibration()[0]["lq"][None]
             with torch.no_grad(), mode(self.student, "full_precision"):
                 self.student(lq.to(next(self.student.parameters()).device))

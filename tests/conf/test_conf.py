@@ -72,6 +72,8 @@ def test_method(method, teacher):
 
 @pytest.mark.parametrize("teacher", options("teacher"))
 def test_teacher(teacher):
+    if "???" in (CONF / "teacher" / f"{teacher}.yaml").read_text():
+        pytest.skip("its files are to be given: see tests/teachers/mgldvsr/test_checkpoints.py")
     built = instantiate(configuration(f"teacher={teacher}").teacher)
     assert isinstance(built, Teacher) and built.scale == 4
 

@@ -54,6 +54,8 @@ class TimestepRetraining(TeacherTraining):
     ):
         if training.get("autoencoder_steps"):
             raise UserError("method=trq keeps the autoencoder, in whose latents it measures: use method=teacher")
+        if not isinstance(teacher, OneStepTeacher):
+            raise UserError("method=trq moves the timestep of one-step teachers, and this teacher has several steps")
         super().__init__(teacher, **training)
         if observation_steps < 1:
             raise UserError(f"method.observation_steps must be at least 1, not {observation_steps}")
