@@ -1,7 +1,7 @@
 """Measure models on a data set: the same numbers at the end of a run and in ``eval.py``."""
 
 import csv
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import to_pil_image
 
 from quantsr.callbacks.comparison import comparison_sheet
+from quantsr.data.degradations import to_float
+from quantsr.data.files import read_image
 from quantsr.data.video import write_video
 from quantsr.flow import FlowEstimator
 from quantsr.metrics.dover import Dover
@@ -211,6 +213,19 @@ def stream_frames(model: Teacher, frames: Iterable[Tensor], device: torch.device
         return model(segment.to(device)).float().cpu()
 
     return stream(restore, frames, model.frames, OVERLAP if model.frames > 1 else 0)
+
+
+def measure_outputs(matches: Sequence[tuple[str, Path, Path]]) -> Report:
+    """Compare ready-made images with ground truth: (name, output, ground truth) of each."""
+    report = Report(["outputs"])
+    for name, *paths in track(matches, "measuring", console=Console(), transient=True):
+        sr, gt = (to_float(read_image(path)) for path in paths)
+        report.rows.append({"name": name, **against_truth("outputs", sr, gt)})
+    return report
+
+
+def _samples(data: Dataset) -> Iterator[dict[str, Any]]:
+    return (data[index] for index in range(len(data)))
 
 
 COLUMNS = {
