@@ -28,7 +28,8 @@ from quantsr.streaming import stream
 from quantsr.teachers.base import Teacher
 
 Model = Callable[[Tensor], Tensor]
-SHEET_ROWS = 4
+Picture = tuple[str, dict[str, Tensor], dict[str, str]]
+SHEET_ROWS, SHEET_CLIPS, FRAMES_SHOWN = 4, 2, 3
 OVERLAP = 1  # Frames that neighbouring segments of a clip share.
 FRAMES_PER_SECOND = 24  # Of written clips: data sets of frames do not say.
 
@@ -55,13 +56,14 @@ class Report:
             (E*_warp) and perhaps ``<model>.dover``, those of ``gt`` too, and where there is a student
             ``fidelity_psnr`` (RGB, against the teacher, dB).
         frames: one dict a frame of every clip: ``name``, ``frame``, and the same without what is of whole clips.
-        pictures: some images' (or clips' middle frames') versions by caption, for a comparison sheet; by row number.
+        pictures: for a comparison sheet, (name, versions by caption, notes by caption) of some images, or of the
+            first, middle and last frame of some clips.
     """
 
     models: list[str]
     rows: list[dict[str, Any]] = field(default_factory=list)
     frames: list[dict[str, Any]] = field(default_factory=list)
-    pictures: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    pictures: list[Picture] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
         """Means over the images or clips, as in ``metrics.json``."""
@@ -75,9 +77,8 @@ class Report:
 
     def sheet(self) -> Image.Image:
         """Comparison image of the pictures: a row each, PSNR-Y under every version."""
-        rows = [self.rows[number] for number in self.pictures]
-        notes = [{model: f"{row[f'{model}.psnr_y']:.2f} dB" for model in self.models} for row in rows]
-        return comparison_sheet(list(self.pictures.values()), [row["name"] for row in rows], notes)
+        names, versions, notes = zip(*self.pictures, strict=True)
+        return comparison_sheet(versions, names, notes)
 
     def write_csv(self, folder: Path) -> Path:
         """``images.csv`` with a line an image, or ``clips.csv`` with a line a clip and ``frames.csv`` with one a frame;
@@ -119,20 +120,21 @@ def measure(
     """
     models = {"bicubic": lambda lq: bicubic(lq, scale), **models}
     report = Report(list(models))
-    shown = set(torch.linspace(0, len(data) - 1, min(SHEET_ROWS, len(data))).round().int().tolist())
+    shown: set[int] | None = None
     for sample in track(_samples(data), "measuring", total=len(data), console=Console(), transient=True):
         lq, name = sample["lq"], sample["name"]
         outputs = {model: as_saved(run(lq[None]))[0] for model, run in models.items()}
         versions = {**outputs, "gt": sample["gt"]}
         row = compare(outputs, sample["gt"])
+        if shown is None:
+            shown = _spread(len(data), SHEET_ROWS if lq.ndim == 3 else SHEET_CLIPS)
         if lq.ndim == 4:
             row |= {f"{model}.warping": warping(clip, sample.get("flow"), flow) for model, clip in versions.items()}
             row |= {f"{model}.dover": dover(clip) for model, clip in versions.items() if dover is not None}
             each = (compare({m: sr[i] for m, sr in outputs.items()}, sample["gt"][i]) for i in range(len(lq)))
             report.frames += [{"name": name, "frame": i, **values} for i, values in enumerate(each)]
         if len(report.rows) in shown:
-            middle = {model: _middle(picture) for model, picture in {"lq": lq, **versions}.items()}
-            report.pictures[len(report.rows)] = middle
+            report.pictures += pictures(name, {"lq": lq, **versions}, row, report.frames[-len(lq) :])
         report.rows.append({"name": name, **row})
         if images_dir is not None:
             save_output(outputs[list(models)[-1]], images_dir, name)
@@ -183,9 +185,24 @@ def _frames(picture: Tensor) -> Tensor:
     return picture if picture.ndim == 4 else picture[None]
 
 
-def _middle(picture: Tensor) -> Tensor:
-    """An image, or the middle frame of a clip."""
-    return picture if picture.ndim == 3 else picture[len(picture) // 2]
+def pictures(
+    name: str, versions: dict[str, Tensor], row: dict[str, float], frames: Sequence[dict[str, Any]]
+) -> list[Picture]:
+    """What a comparison sheet shows of an image (all of it) or of a clip (three frames), with its figures."""
+    if versions["lq"].ndim == 3:
+        return [(name, versions, _notes(versions, row))]
+    chosen = sorted(_spread(len(versions["lq"]), FRAMES_SHOWN))
+    each = [{model: clip[i] for model, clip in versions.items()} for i in chosen]
+    return [(f"{name}, frame {i}", v, _notes(v, frames[i])) for i, v in zip(chosen, each, strict=True)]
+
+
+def _notes(versions: dict[str, Tensor], values: dict[str, Any]) -> dict[str, str]:
+    return {m: f"{values[f'{m}.psnr_y']:.2f} dB" for m in versions if f"{m}.psnr_y" in values}
+
+
+def _spread(length: int, count: int) -> set[int]:
+    """``count`` numbers below ``length``, evenly spread from the first to the last."""
+    return set(torch.linspace(0, length - 1, min(count, length)).round().int().tolist())
 
 
 def on_device(model: Teacher, device: torch.device | str) -> Model:

@@ -31,6 +31,7 @@ from quantsr.errors import UserError
 from quantsr.evaluation import (
     FRAMES_PER_SECOND,
     Report,
+    as_saved,
     measure,
     measure_outputs,
     on_device,
@@ -140,7 +141,7 @@ def quiet() -> None:
 def build_trainer(cfg: DictConfig, folder: Path, trains: bool) -> lightning.Trainer:
     """The Lightning trainer with the run's loggers, progress bar and checkpoints.
 
-    On several devices gradients go through DDP, see :class:`StagedDDP`.
+    On several devices gradients are averaged, see :class:`StagedDDP`.
     """
     callbacks = [StageProgress(), SaveOnInterrupt(folder / "checkpoints" / "interrupted.ckpt")]
     if trains:
@@ -253,7 +254,7 @@ def upscale(cfg: DictConfig) -> dict[str, Any]:
     def saved() -> Iterator[torch.Tensor]:
         frames = track(stream_frames(student, source, device), "upscaling", len(source), transient=True)
         for number, frame in enumerate(frames):
-            to_pil_image(frame).save(images / f"{number:05d}.png")
+            to_pil_image(as_saved(frame)).save(images / f"{number:05d}.png")  # It would cut, not round.
             yield frame
 
     video = images.with_suffix(".mp4")

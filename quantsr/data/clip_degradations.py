@@ -103,7 +103,8 @@ def compress_clip(x: Tensor, crf: int) -> Tensor:
 def _codecs(crf: int) -> tuple[av.VideoCodecContext, av.VideoCodecContext]:
     """An encoder and its decoder, on one thread each: with more, the result may depend on their number."""
     if "libx264" in av.codecs_available:
-        names, options = ("libx264", "h264"), {"crf": str(crf)}
+        # Macroblock-tree rate control reads memory that was never written: its result differs between processes.
+        names, options = ("libx264", "h264"), {"crf": str(crf), "mbtree": "0"}
     else:
         # The step of H.264 doubles every six quantizer values and is that of MPEG-4 at 12.
         step = str(min(max(round(2 ** ((crf - 12) / 6)), 1), 31))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from quantsr.errors import UserError
-from quantsr.methods.distributed import StagedDDP
+from quantsr.methods.distributed import average_gradients
 from quantsr.methods.stages import Batch, Stage
 from quantsr.teachers.base import Teacher
 
@@ -35,7 +35,6 @@ class StagedModule(LightningModule, ABC):
         self.step_index = 0
         self._active: Stage | None = None
         self._stages: list[Stage] | None = None
-        self.changed_shapes = False  # Set by a stage that gives parameters other shapes.
 
     @property
     def teacher(self) -> Teacher:
@@ -119,11 +118,6 @@ class StagedModule(LightningModule, ABC):
             stage.finish()
         return None if loss is None else loss.detach()
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        if self.changed_shapes and isinstance(self.trainer.strategy, StagedDDP):
-            self.trainer.strategy.wrap_again()
-        self.changed_shapes = False
-
     def _optimize(self, stage: Stage, step: int, loss: Tensor) -> None:
         if not math.isfinite(loss.item()):
             raise UserError(
@@ -136,6 +130,7 @@ class StagedModule(LightningModule, ABC):
         stage.set_learning_rate(optimizer, step)
         optimizer.zero_grad()
         self.manual_backward(loss)
+        average_gradients(stage.parameters)
         if stage.max_norm is not None:
             nn.utils.clip_grad_norm_(stage.parameters, stage.max_norm)
         optimizer.step()
@@ -182,4 +177,5 @@ class StagedModule(LightningModule, ABC):
         self.check_checkpoint(checkpoint)
         self.step_index = checkpoint["quantsr"]["step"]
         state = self.state_dict()
-        checkpoint["state_dict"] |= {name: state[name] for name in self._teacher_keys()}
+        # Buffers that no state dict holds follow from the teacher's configuration.
+        checkpoint["state_dict"] |= {name: state[name] for name in self._teacher_keys() & state.keys()}

@@ -1,5 +1,9 @@
 """A clip is degraded the same in all its frames, but for the noise and what the codec makes of it."""
 
+import os
+import subprocess
+import sys
+
 import av
 import numpy as np
 import pytest
@@ -9,6 +13,16 @@ from torch.testing import assert_close
 from quantsr.data.clip_degradations import ClipDegradation, compress_clip
 from quantsr.data.degradations import DOWNSCALERS, blur, downscale
 from quantsr.errors import UserError
+
+HASH_OF_A_CLIP = """
+import hashlib, sys
+junk = [bytearray(97 * number) for number in range(int(sys.argv[1]))]
+del junk[::2]
+import torch
+from quantsr.data.clip_degradations import compress_clip
+clip = torch.rand(5, 3, 30, 34, generator=torch.Generator().manual_seed(0))
+print(hashlib.sha256(compress_clip(clip, 24).numpy().tobytes()).hexdigest())
+"""
 
 ONLY_BLUR = ClipDegradation(noise=(0, 0), crf=None)
 
@@ -98,6 +112,19 @@ class TestCompressClip:
         errors = [(compress_clip(gt, crf) - gt).square().mean() for crf in (18, 26, 33, 45)]
         assert errors == sorted(errors)
         assert torch.equal(compress_clip(gt, 28), compress_clip(gt, 28))
+
+    def test_is_the_same_in_every_process(self):
+        """However the memory of a process is laid out: the layouts differ by allocator, contents and size."""
+        fresh = [(0, {"MALLOC_PERTURB_": "90"}), (500, {"MALLOC_PERTURB_": "165"})]
+        layouts = [*fresh, (50, {"PYTHONMALLOC": "malloc", "JUNK": "x" * 1001})]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", HASH_OF_A_CLIP, str(size)], env=os.environ | environment, stdout=subprocess.PIPE
+            )
+            for size, environment in layouts
+        ]
+        hashes = {process.communicate()[0] for process in processes}
+        assert len(hashes) == 1 and all(process.returncode == 0 for process in processes)
 
     def test_codecs_are_of_like_quality(self, gt, monkeypatch):
         h264 = (compress_clip(gt, 28) - gt).square().mean()

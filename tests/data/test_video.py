@@ -9,6 +9,7 @@ from weakref import ref
 import av
 import pytest
 import torch
+from av.video.reformatter import Colorspace
 from torch.testing import assert_close
 
 from quantsr.data.video import VideoFrames, iter_frames, open_frames, write_video
@@ -206,3 +207,49 @@ def test_padding_repeats_the_last_row_and_column():
 def test_frames_of_the_codec_are_clamped():
     x = torch.cat([torch.full((3, 4, 8), 2.0), torch.full((3, 4, 8), -1.0)], -2)
     assert_close(from_video_frame(to_video_frame(x)), x.clamp(0, 1), atol=2 / 255, rtol=0)
+
+
+MATRICES = pytest.mark.parametrize("colorspace", [Colorspace.ITU601, Colorspace.ITU709], ids=lambda space: space.name)
+
+
+@MATRICES
+def test_colours_of_a_frame_come_back(colorspace):
+    x = torch.rand(3, 16, 24).repeat_interleave(2, -1).repeat_interleave(2, -2)
+    assert_close(from_video_frame(to_video_frame(x, colorspace)), x, atol=3 / 255, rtol=0)
+
+
+@MATRICES
+def test_one_colour_is_that_of_ffmpeg(colorspace):
+    for colour in torch.rand(10, 3):
+        x = colour[:, None, None].expand(3, 16, 16)
+        pixels = (x * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+        expected = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        expected = expected.reformat(format="yuv420p", dst_colorspace=colorspace)
+        planes = [torch.from_numpy(frame.to_ndarray()).int() for frame in (to_video_frame(x, colorspace), expected)]
+        assert_close(*planes, atol=1, rtol=0)
+
+
+def test_primaries_have_the_values_of_the_standard():
+    """ITU-R BT.601-7, 100 % colour bars in 8 bits: Y, Cb, Cr of white, red, green, blue and black."""
+    colours = torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
+    expected = [(235, 128, 128), (81, 90, 240), (145, 54, 34), (41, 240, 110), (16, 128, 128)]
+    for colour, values in zip(colours, expected, strict=True):
+        planes = to_video_frame(colour[:, None, None].expand(3, 4, 4)).to_ndarray()
+        assert tuple(planes[[0, 4, 5], [0, 0, 0]]) == values
+
+
+def test_a_colour_value_is_the_mean_of_four_pixels_and_holds_for_them():
+    x = torch.tensor([0.0, 1.0]).repeat(3, 4, 2)
+    x[0] = 0.5
+    frame = to_video_frame(x)
+    assert (frame.to_ndarray()[4:] == frame.to_ndarray()[4:, :1]).all()
+    back = from_video_frame(frame)
+    difference = back[0] - back[2]
+    assert_close(difference, difference[:1, :1].expand(4, 4), atol=1.1 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv444p", "yuvj420p", "rgb24", "gray"])
+def test_other_formats_are_read_too(pixel_format):
+    gray = torch.full((3, 16, 16), 0.4)
+    frame = to_video_frame(gray).reformat(format=pixel_format)
+    assert_close(from_video_frame(frame), gray, atol=3 / 255, rtol=0)

@@ -14,12 +14,16 @@ from quantsr.errors import UserError
 from quantsr.methods.minmax import MinMax
 from quantsr.methods.passionsr import PassionSR
 from quantsr.methods.qartsr import QArtSR
+from quantsr.methods.quantvsr import QuantVSR
+from quantsr.methods.quantvsr.allocation import Allocation, Quantiles
 from quantsr.quant.calibrate import mode, quantized_modules, settle
 from quantsr.quant.folded import FoldedLayer, fold
+from quantsr.quant.low_rank import own_rank
 from quantsr.quant.prepare import Swap, prepare
 from quantsr.quant.recipe import AttentionRecipe, LayerRecipe, Rule
 from quantsr.quant.spec import AffineSpec, Bits
 from quantsr.teachers.base import Teacher
+from tests.conftest import micro_teacher, micro_video_teacher
 
 BITS = [2, 3, 4, 6, 8]
 CHANNEL, TENSOR, STEP = (
@@ -123,6 +127,32 @@ def test_recipes_come_back_bit_for_bit(teacher, lq, tmp_path, recipe):
     student, swaps = student_of(teacher, [Rule("*", recipe), Rule("*", attention)], lq)
     saved(student, swaps, teacher, tmp_path / "artefact")
     assert_same_outputs(student, load_student(tmp_path / "artefact"))
+
+
+@pytest.mark.parametrize("build", [micro_teacher, micro_video_teacher], ids=["images", "clips"])
+def test_branches_of_many_ranks_come_back_bit_for_bit(build, tmp_path):
+    """As QuantVSR makes them: one recipe for every rank; some are cut to the rank of their weight."""
+    teacher = build()
+    method = QuantVSR(teacher, Bits(4, 6), smallest_rank=2, largest_rank=16, rank_multiple=1)
+    limits = {name: own_rank(layer.weight) for name, layer in method.layers.items()}
+    ranks = {name: 3 + number % 14 for number, name in enumerate(limits)}
+    nothing = dict.fromkeys(ranks, 0.0)
+    method.set_allocation(Allocation(ranks, nothing, nothing, Quantiles(0, 0, 0, 0), limits))
+    method.find_weight_ranges()
+    fold(method.student).eval()
+    saved(method.student, method.swaps, teacher, tmp_path / "artefact")
+
+    loaded = load_student(tmp_path / "artefact")
+    assert {name: loaded.get_submodule(name).L1.shape[1] for name in ranks} == {
+        name: min(rank, limits[name]) for name, rank in ranks.items()
+    }
+    recipes = read_config(tmp_path / "artefact")["recipes"]
+    assert len({recipe["rank"] for recipe in recipes}) == len(recipes) > 3
+    frames = () if teacher.frames == 1 else (teacher.frames,)
+    for size in ((8, 8), (5, 9)):
+        lq = torch.rand(2, *frames, 3, *size, generator=torch.Generator().manual_seed(9))
+        with torch.no_grad():
+            assert torch.equal(loaded(lq), method.student(lq))
 
 
 def test_several_recipes_and_layers_that_are_kept(teacher, lq, tmp_path):

@@ -7,13 +7,14 @@ import runpy
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from quantsr.teachers.files import save_teacher
+from tests.conftest import ROOT, micro_video_teacher
 
 MICRO_STEPS = {"minmax": ["method=minmax"], "passionsr": ["method=passionsr", "method.steps=2"]}
 
@@ -111,6 +112,39 @@ def micro(teacher_file, image_folder) -> list[str]:
         "trainer.accelerator=cpu",
         "method.observation_steps=2",
     ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory) -> Iterator[Path]:
+    """Where the commands keep calibration pairs."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUANTSR_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def video_teacher_file(tmp_path_factory) -> Path:
+    """The file of a micro video teacher."""
+    path = tmp_path_factory.mktemp("teacher") / "micro_video.safetensors"
+    save_teacher(micro_video_teacher(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def motion() -> list[str]:
+    """Small clips of the packaged photographs: three frames to calibrate on, four to validate on."""
+    small = ["data.frames=3", "data.validation_frames=4", "data.crop=32", "data.clips_per_photo=1"]
+    return ["data=motion", *small]
+
+
+@pytest.fixture(scope="session")
+def video_micro(video_teacher_file, motion) -> list[str]:
+    """What makes ``train.py method=quantvsr`` take seconds."""
+    ranks = ["method.smallest_rank=2", "method.largest_rank=8", "method.rank_multiple=2"]
+    steps = ["method.complexity_steps=3", "method.refinement_steps=2", "method.alignment_steps=2", "method.pairs=6"]
+    teacher = ["teacher=tiny_video", f"teacher.weights={video_teacher_file}"]
+    return ["method=quantvsr", *teacher, *motion, *ranks, *steps, "logger=csv", "trainer.accelerator=cpu"]
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,9 @@ from lightning.pytorch import Callback
 from quantsr.methods.minmax import MinMax
 from quantsr.methods.passionsr import PassionSR
 from quantsr.methods.qartsr import QArtSR
+from quantsr.methods.quantvsr import QuantVSR
 from quantsr.methods.teacher import TeacherTraining
-from tests.conftest import micro_teacher
+from tests.conftest import micro_teacher, micro_video_teacher
 
 STAGES = [
     "smoothing",
@@ -92,6 +93,38 @@ def test_minmax(whole, build_method, fit):
     resumed = build_method(MinMax)
     fit(resumed, ckpt_path=folder / "ranges.ckpt")
     assert_same(state(resumed), end)
+
+
+@pytest.mark.parametrize(
+    "stage", ["complexity", "complexity-end", "refinement", "refinement-end", "alignment", "alignment-end"]
+)
+def test_quantvsr(whole, build_method, fit, stage):
+    """With the complexities that were noted, and with the ranks that followed from them."""
+
+    def build():
+        return build_method(QuantVSR, of=micro_video_teacher())
+
+    end, folder = run_whole(whole, "quantvsr", build(), fit)
+    resumed = build()
+    torch.manual_seed(123)
+    fit(resumed, ckpt_path=folder / f"{stage}.ckpt")
+    assert_same(state(resumed), end)
+    ranks = {name: layer.low_rank.L1.shape[1] for name, layer in resumed.layers.items()}
+    assert len(set(ranks.values())) > 1
+    assert {swap.name: swap.recipe.rank for swap in resumed.swaps if swap.recipe is not None} == ranks
+    assert ranks.items() >= resumed.allocation.real_ranks.items()
+
+
+def test_quantvsr_keeps_what_it_needs(whole, build_method, fit):
+    """The complexities of every clip so far until there are ranks, then the ranks."""
+    method = build_method(QuantVSR, of=micro_video_teacher())
+    _, folder = run_whole(whole, "quantvsr", method, fit)
+    inside, after = (
+        torch.load(folder / f"complexity{name}.ckpt", weights_only=True)["quantsr"] for name in ("", "-end")
+    )
+    assert inside["allocation"] is None and after["complexities"] == {}
+    assert {len(samples) for samples in inside["complexities"].values()} == {1}
+    assert set(after["allocation"]["ranks"]) == set(inside["complexities"])
 
 
 def test_teacher(whole, fit):

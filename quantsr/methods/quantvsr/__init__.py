@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import AdamW
 
+from quantsr.errors import UserError
+from quantsr.methods.distributed import gathered, is_first
 from quantsr.methods.quantization import QuantizationMethod
-from quantsr.methods.quantvsr.allocation import Allocation, allocate
+from quantsr.methods.quantvsr.allocation import Allocation, allocate, check_options
 from quantsr.methods.quantvsr.complexity import ComplexityProbe, merge
 from quantsr.methods.quantvsr.report import draw, print_allocation, write_csv
 from quantsr.methods.stages import Batch, Group, Stage, drop_half_way
@@ -45,6 +46,9 @@ class QuantVSR(QuantizationMethod):
         refinement_lr: AdamW's learning rate there.
         alignment_steps: training steps of b_align; 0 for none.
         alignment_lr: AdamW's learning rate there.
+
+    Raises:
+        UserError: no pairs, or options of the ranks out of their range.
     """
 
     def __init__(
@@ -63,8 +67,11 @@ class QuantVSR(QuantizationMethod):
         alignment_lr: float = 1e-3,
         seed: int = 0,
     ):
-        self.complexity_steps, self.percentile = complexity_steps, percentile
-        self.smallest_rank, self.largest_rank, self.rank_multiple = smallest_rank, largest_rank, rank_multiple
+        if pairs < 1:
+            raise UserError(f"method.pairs must be at least 1, not {pairs}")
+        check_options(percentile, smallest_rank, largest_rank, rank_multiple)
+        self.complexity_steps, self.smallest_rank = complexity_steps, smallest_rank
+        self.rank_rule = (percentile, smallest_rank, largest_rank, rank_multiple)
         self.refinement_steps, self.alignment_steps = refinement_steps, alignment_steps
         self.lr = {"refinement": refinement_lr, "alignment": alignment_lr}
         super().__init__(teacher, bits, ("denoiser",), seed=seed)
@@ -130,10 +137,8 @@ class QuantVSR(QuantizationMethod):
         """Give every branch the rank that its layer's complexities ask for; layers without any keep the smallest."""
         samples = merge(gathered(self.probe.samples))
         limits = {name: own_rank(layer.weight) for name, layer in self.layers.items()}
-        ranks = (self.percentile, self.smallest_rank, self.largest_rank, self.rank_multiple)
-        self.set_allocation(allocate(samples, *ranks, limits))
+        self.set_allocation(allocate(samples, *self.rank_rule, limits))
         self.find_weight_ranges()
-        self.changed_shapes = True
 
     def set_allocation(self, allocation: Allocation) -> None:
         """Resize the branches, here and in what the artefact will say of the layers."""
@@ -162,14 +167,19 @@ class QuantVSR(QuantizationMethod):
         print_allocation(self.allocation, "ranks by complexity")
         return {"ranks": picture, "ranks_table": table}
 
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "ranks": list(self.rank_rule)}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["quantsr"]["allocation"] = None if self.allocation is None else self.allocation.to_dict()
-        checkpoint["quantsr"]["complexities"] = self.probe.samples
+        # Ranks that are allocated do not need them again.
+        checkpoint["quantsr"]["complexities"] = {} if self.allocation else merge(gathered(self.probe.samples))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = checkpoint["quantsr"]
-        self.probe.samples = kept["complexities"]
+        # Those of all devices: one of them goes on with them.
+        self.probe.samples = kept["complexities"] if is_first() else {}
         if kept["allocation"] is not None:
             self.set_allocation(Allocation.from_dict(kept["allocation"]))
         super().on_load_checkpoint(checkpoint)
@@ -178,12 +188,3 @@ class QuantVSR(QuantizationMethod):
 def noisy_of(batch: Batch) -> Noisy | None:
     """Where the sampling is that a batch of calibration pairs comes from."""
     return Noisy(batch["noisy"], batch["step"]) if "noisy" in batch else None
-
-
-def gathered(value: Any) -> list[Any]:
-    """``value`` of every device of the run."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values

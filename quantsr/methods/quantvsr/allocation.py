@@ -89,7 +89,7 @@ def allocate(
         UserError: options out of their range, or complexities that are not finite.
         ValueError: no samples, or a layer without any.
     """
-    _check_options(percentile, smallest, largest, multiple)
+    check_options(percentile, smallest, largest, multiple)
     noted = {name: np.array(pairs, dtype=np.float64).reshape(-1, 2) for name, pairs in samples.items()}
     if not noted or not all(map(len, noted.values())):
         raise ValueError("ranks are allocated by samples, and every layer needs some")
@@ -125,7 +125,12 @@ def _fit(rank: int, smallest: int, largest: int, multiple: int) -> int:
     return min(max(rounded, smallest), largest)
 
 
-def _check_options(percentile: float, smallest: int, largest: int, multiple: int) -> None:
+def check_options(percentile: float, smallest: int, largest: int, multiple: int) -> None:
+    """Compare the options of :func:`allocate` with what they may be, before there are samples.
+
+    Raises:
+        UserError: one of them is out of its range.
+    """
     if not 0 < percentile < 0.5:
         raise UserError(f"the percentile of the rank allocation lies between 0 and 0.5, and is not {percentile}")
     if not 1 <= smallest <= largest:
