@@ -88,3 +88,13 @@ def fingerprint(teacher: Teacher) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def new_one_step(seed: int = 0, **config: Any) -> OneStepTeacher:
+    """A random image teacher, see :func:`build_teacher`."""
+    return build_teacher(seed, OneStepTeacher.kind, **config)
+
+
+def new_mgldvsr(seed: int = 0, **config: Any) -> MGLDVSRTeacher:
+    """A random video teacher, see :func:`build_teacher`."""
+    return build_teacher(seed, MGLDVSRTeacher.kind, **config)

@@ -67,7 +67,13 @@ def test_method(method, teacher):
     cfg = configuration(f"method={method}", "bits=w3a3")
     built = instantiate(cfg.method, teacher=teacher)
     assert isinstance(built, StagedModule) and built.steps > 0
-    assert resolved(cfg)["name"] == f"{method}_w3a3_tiny_image"
+    packaged = "tiny_video" if method == "quantvsr" else "tiny_image"
+    assert resolved(cfg)["name"] == f"{method}_w3a3_{packaged}"
+
+
+def test_a_teacher_that_is_named_wins_over_the_methods_own():
+    cfg = configuration("method=quantvsr", "teacher=tiny_image", "data=photos")
+    assert resolved(cfg)["name"] == "quantvsr_w4a4_tiny_image"
 
 
 @pytest.mark.parametrize("teacher", options("teacher"))

@@ -190,7 +190,7 @@ def test_folder_has_a_configuration_and_a_model_card_and_no_pickle(artefact, tea
     folder, _ = artefact
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "student.safetensors"]
     config = json.loads((folder / "config.json").read_text())
-    assert config["model"] == teacher.config
+    assert config["model"] == {"kind": "one_step", **teacher.config}
     assert config["bits"] == "w4a4" and config["metrics"]["student"]["ssim"] == 0.75
     assert config["recipes"] == [{"kind": "LayerRecipe", **asdict(RECIPES["smoothing"])}]
     card = (folder / "README.md").read_text()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
 from quantsr.errors import UserError
 from quantsr.metrics import dover
@@ -178,7 +179,7 @@ class TestFragmentAttention:
         torch.manual_seed(0)
         attention = FragmentAttention(6, [8, 7, 7], [4, 3, 3], 2)
         attention.fragment_position_bias_table.data = attention.relative_position_bias_table.data
-        plain = dover.ShiftedWindowAttention3d(6, [8, 7, 7], [4, 3, 3], 2)
+        plain = ShiftedWindowAttention3d(6, [8, 7, 7], [4, 3, 3], 2)
         plain.load_state_dict(attention.state_dict(), strict=False)
         x = torch.randn(1, 16, 14, 14, 6)
         torch.testing.assert_close(attention(x), plain(x), rtol=0, atol=1e-5)

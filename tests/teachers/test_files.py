@@ -5,11 +5,13 @@ import torch
 from safetensors.torch import save_file
 
 from quantsr.data.images import ImagesDataModule
+from quantsr.data.motion import MotionDataModule
 from quantsr.data.photos import PhotosDataModule
 from quantsr.errors import UserError
-from quantsr.evaluation import measure
+from quantsr.evaluation import measure, on_device
 from quantsr.metrics.fidelity import psnr_y
 from quantsr.teachers.files import PACKAGED, load_teacher, save_teacher
+from quantsr.teachers.mgldvsr import MGLDVSRTeacher
 from quantsr.teachers.one_step import OneStepTeacher
 from tests.conftest import micro_teacher
 
@@ -62,37 +64,65 @@ def test_file_of_someone_else_is_refused(tmp_path):
         load_teacher(tmp_path / "t.safetensors")
 
 
-EVERY_PACKAGED = pytest.mark.parametrize("name", sorted(path.stem for path in PACKAGED.glob("*.safetensors")))
+NAMES = sorted(path.stem for path in PACKAGED.glob("*.safetensors"))
+EVERY_PACKAGED = pytest.mark.parametrize("name", NAMES)
+OF_IMAGES = pytest.mark.parametrize("name", [name for name in NAMES if "video" not in name])
 
 
 @EVERY_PACKAGED
 def test_packaged_teachers_are_small(name):
     teacher = load_teacher(name)
-    assert isinstance(teacher, OneStepTeacher) and teacher.scale == 4
-    assert sum(parameter.numel() for parameter in teacher.parameters()) <= 6e6
+    assert isinstance(teacher, MGLDVSRTeacher if "video" in name else OneStepTeacher) and teacher.scale == 4
+    assert sum(parameter.numel() for parameter in teacher.parameters()) <= 8e6
     assert (PACKAGED / f"{name}.safetensors").stat().st_size < 12e6
-    assert teacher(torch.rand(1, 3, 13, 21)).shape == (1, 3, 52, 84)
+    clip = () if teacher.frames == 1 else (teacher.frames,)
+    assert teacher(torch.rand(1, *clip, 3, 13, 21)).shape == (1, *clip, 3, 52, 84)
 
 
-@EVERY_PACKAGED
+def scores_with_and_without_its_denoiser(teacher, lq, gt) -> list[float]:
+    """PSNR-Y of what one denoising step predicts: as it is, and with the mean of epsilon in its place."""
+    with torch.no_grad():
+        latent, noisy = teacher.encode(lq), teacher.noisy(lq, 0)
+        epsilon = teacher.denoise(latent, noisy)
+        idle = epsilon.mean((-2, -1), keepdim=True).expand_as(epsilon)
+        images = [teacher.render(teacher.clean(latent, e, noisy), lq).clamp(0, 1) for e in (epsilon, idle)]
+    return [psnr_y(image.flatten(0, -4), gt.flatten(0, -4)).mean().item() for image in images]
+
+
+@OF_IMAGES
 def test_the_denoiser_of_a_packaged_teacher_does_the_work(name):
     """With the mean of its output in its place the image is far worse: quantizing it shows something."""
-    teacher, photos = load_teacher(name), PhotosDataModule(crop=128).validation()
+    photos = PhotosDataModule(crop=128).validation()
     samples = [photos[number] for number in range(4)]
     lq, gt = (torch.stack([sample[key] for sample in samples]) for key in ("lq", "gt"))
-    with torch.no_grad():
-        latent = teacher.encode(lq)
-        epsilon = teacher.denoise(latent)
-        idle = epsilon.mean((2, 3), keepdim=True).expand_as(epsilon)
-        scores = [psnr_y(teacher.render(teacher.clean(latent, e), lq).clamp(0, 1), gt).mean() for e in (epsilon, idle)]
-    assert scores[0] > scores[1] + 1
+    own, idle = scores_with_and_without_its_denoiser(load_teacher(name), lq, gt)
+    assert own > idle + 1
+
+
+def test_the_denoiser_of_the_packaged_video_teacher_does_the_work():
+    clip = MotionDataModule(validation_frames=5, clips_per_photo=1).validation()[0]
+    own, idle = scores_with_and_without_its_denoiser(load_teacher("tiny_video"), clip["lq"][None], clip["gt"][None])
+    assert own > idle + 1
 
 
 @pytest.mark.slow
-@EVERY_PACKAGED
+@OF_IMAGES
 def test_packaged_teachers_beat_bicubic_on_held_out_photographs(shared, name):
     photos = ImagesDataModule(shared / "photos", "test_*", validation_share=1, validation_crop=128)
     summary = measure({"teacher": load_teacher(name)}, photos.validation(), scale=4).summary()
     assert summary["images"] == 100
     assert summary["teacher"]["psnr_y"] >= summary["bicubic"]["psnr_y"] + 0.3
     assert summary["teacher"]["ssim"] > summary["bicubic"]["ssim"] + 0.01
+
+
+@pytest.mark.slow
+def test_the_packaged_video_teacher_beats_bicubic_on_held_out_clips(shared):
+    clips = MotionDataModule(
+        shared / "photos", "train_*", validation_pattern="test_10[0-4]*", clips_per_photo=1, validation_frames=5
+    )
+    summary = measure({"teacher": on_device(load_teacher("tiny_video"), "cpu")}, clips.validation(), scale=4).summary()
+    assert summary["clips"] == 6
+    assert summary["teacher"]["psnr_y"] > summary["bicubic"]["psnr_y"] + 0.1
+    assert summary["teacher"]["ssim"] > summary["bicubic"]["ssim"]
+    # As steady as the clips themselves are under interpolation.
+    assert summary["teacher"]["warping"] < 2 * summary["gt"]["warping"]
