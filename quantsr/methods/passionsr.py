@@ -27,7 +27,7 @@ class PassionSR(QuantizationMethod):
     """LBQ, LET and DQC.
 
     Args:
-        teacher, bits, parts, observation_steps, seed: see :class:`QuantizationMethod`.
+        teacher, bits, parts, observation_steps, attention, seed: see :class:`QuantizationMethod`.
         alpha: exponent of the initial scales (section 4.1: 0.3).
         steps: training steps of every stage (the paper: 2 epochs over 500 images).
         transform_lr: Adam's learning rate for s, o, d_qk, d_vw.
@@ -42,6 +42,7 @@ class PassionSR(QuantizationMethod):
         bits: Bits,
         parts: Sequence[str] = PARTS,
         observation_steps: int = 16,
+        attention: bool = True,
         alpha: float = 0.3,
         steps: int = 1000,
         transform_lr: float = 1e-5,
@@ -53,7 +54,7 @@ class PassionSR(QuantizationMethod):
         self.alpha, self.quantize_bias = alpha, quantize_bias
         self.stage_steps, self.relative_lr = steps, relative_lr
         self.transform_lr, self.bounds_lr = transform_lr, bounds_lr
-        super().__init__(teacher, bits, parts, observation_steps, seed)
+        super().__init__(teacher, bits, parts, observation_steps, attention, seed)
 
     def layer_recipe(self, bits: Bits, part: str) -> LayerRecipe:
         return LayerRecipe(

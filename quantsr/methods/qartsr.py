@@ -35,7 +35,7 @@ class QArtSR(QuantizationMethod):
     """RPQ and ET. The paper gives no figures for them: all defaults are our choice.
 
     Args:
-        teacher, bits, observation_steps, seed: see :class:`QuantizationMethod`.
+        teacher, bits, observation_steps, attention, seed: see :class:`QuantizationMethod`.
         parts: the paper quantizes the denoiser alone.
         rank: of the 16-bit branch L1 L2, which starts as the SVD of W; 0 for none.
         update_rank: of the update F1 F2, which starts at 0; 0 for none.
@@ -58,6 +58,7 @@ class QArtSR(QuantizationMethod):
         bits: Bits,
         parts: Sequence[str] = ("denoiser",),
         observation_steps: int = 16,
+        attention: bool = True,
         rank: int = 32,
         update_rank: int = 32,
         alpha: float | None = 0.5,
@@ -79,7 +80,7 @@ class QArtSR(QuantizationMethod):
         self.module_steps, self.extended_steps = module_steps, extended_steps
         self.image_weight, self.weights = image_weight, (perceptual_weight, pixel_weight)
         self.rates = {"weight": weight_lr, "transform": transform_lr, "bounds": bounds_lr}
-        super().__init__(teacher, bits, parts, observation_steps, seed)
+        super().__init__(teacher, bits, parts, observation_steps, attention, seed)
         self.perceptual = perceptual
         self.distance = perceptual_distance(perceptual, teacher.features)
         blocks = teacher.blocks()

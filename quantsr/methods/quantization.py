@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from quantsr.errors import UserError
@@ -30,6 +31,7 @@ class QuantizationMethod(StagedModule):
         bits: bit widths of weights and activations.
         parts: which of ``encoder``, ``denoiser`` and ``decoder`` are quantized.
         observation_steps: calibration batches that ranges (and smoothing scales) are averaged over.
+        attention: quantize the products of attention too, where the method says how.
         seed: of random rotations.
 
     Raises:
@@ -42,13 +44,14 @@ class QuantizationMethod(StagedModule):
         bits: Bits,
         parts: Sequence[str] = PARTS,
         observation_steps: int = 16,
+        attention: bool = True,
         seed: int = 0,
     ):
         unknown = set(parts) - set(PARTS)
         if unknown or not parts:
             raise UserError(f"method.parts takes one or more of {list(PARTS)}, not {list(parts)}")
         super().__init__(teacher, teacher.twin())
-        self.bits, self.observation_steps = bits, observation_steps
+        self.bits, self.observation_steps, self.attention = bits, observation_steps, attention
         self.parts = [part for part in PARTS if part in parts]
         self.swaps = prepare(self.student, self.rules(), seed)
 
@@ -85,7 +88,7 @@ class QuantizationMethod(StagedModule):
         for part in self.parts:
             exceptions = self.exceptions(part)
             rules += [Rule(name, self.exception_recipe(part)) for name in exceptions]
-            attention = self.attention_recipe(self.bits, part)
+            attention = self.attention_recipe(self.bits, part) if self.attention else None
             for prefix in prefixes[part]:
                 owner = self.teacher.get_submodule(prefix)
                 if prefix not in exceptions:
@@ -98,6 +101,24 @@ class QuantizationMethod(StagedModule):
     def noisy(self, batch: Batch) -> Noisy | None:
         """Where the teacher's own sampling is when this step of the run trains: one sampling step after the other."""
         return self.teacher.noisy(batch["lq"], self.step_index % self.teacher.steps)
+
+    def distillation_loss(self, batch: Batch) -> Tensor:
+        """Every quantized part against the teacher's, both on the teacher's own input: sum of relative squared errors."""
+        teacher, student, lq, noisy = self.teacher, self.student, batch["lq"], self.noisy(batch)
+        with torch.no_grad():
+            latent = teacher.encode(lq)
+            epsilon = teacher.denoise(latent, noisy)
+        loss = lq.new_zeros(())
+        if "encoder" in self.parts:
+            loss = loss + relative_error(student.encode(lq), latent)
+        if "denoiser" in self.parts:
+            loss = loss + relative_error(student.denoise(latent, noisy), epsilon)
+        if "decoder" in self.parts:
+            with torch.no_grad():
+                clean = teacher.clean(latent, epsilon, noisy)
+                image = teacher.decode(clean, lq)
+            loss = loss + relative_error(student.decode(clean, lq), image)
+        return loss
 
     # Calibration of ranges.
 
@@ -141,6 +162,11 @@ class QuantizationMethod(StagedModule):
 
     def identity(self) -> dict[str, Any]:
         return {"method": type(self).__name__, "bits": str(self.bits), "parts": self.parts, **super().identity()}
+
+
+def relative_error(own: Tensor, target: Tensor) -> Tensor:
+    """|own - target|^2 / |target|^2."""
+    return F.mse_loss(own, target) / target.square().mean()
 
 
 def joined_maximum(values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ stages: ranks by spatio-temporal complexity (STCA), the branch trained beside th
 then a bias for each output channel (learnable bias alignment, LBA).
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from quantsr.methods.stages import Batch, Group, Stage, drop_half_way
 from quantsr.quant.calibrate import mode, quantized_modules, settle
 from quantsr.quant.layer import QuantizedLayer
 from quantsr.quant.low_rank import own_rank
-from quantsr.quant.recipe import LayerRecipe
+from quantsr.quant.recipe import AttentionRecipe, LayerRecipe
 from quantsr.quant.spec import AffineSpec, Bits
 from quantsr.teachers.base import Noisy, Teacher
 
@@ -37,7 +38,9 @@ class QuantVSR(QuantizationMethod):
     On an image teacher temporal complexity is 0 and drops out of the allocation.
 
     Args:
-        teacher, bits, seed: see :class:`QuantizationMethod`. The denoiser is quantized, as in the paper.
+        teacher, bits, parts, attention, seed: see :class:`QuantizationMethod`. The calibration pairs are of the
+            denoiser, so that no other part can be quantized. The paper leaves the products of attention alone; with
+            them, they have dynamic bounds per token (our choice).
         pairs: number of calibration pairs.
         complexity_steps: batches of pairs that complexities are measured on; 0 gives every layer ``smallest_rank``.
         percentile: lower quantile of the complexities; the upper is 1 - percentile.
@@ -48,13 +51,15 @@ class QuantVSR(QuantizationMethod):
         alignment_lr: AdamW's learning rate there.
 
     Raises:
-        UserError: no pairs, or options of the ranks out of their range.
+        UserError: no pairs, another part than the denoiser, or options of the ranks out of their range.
     """
 
     def __init__(
         self,
         teacher: Teacher,
         bits: Bits,
+        parts: Sequence[str] = ("denoiser",),
+        attention: bool = False,
         pairs: int = 1800,
         complexity_steps: int = 1800,
         percentile: float = 0.25,
@@ -69,12 +74,16 @@ class QuantVSR(QuantizationMethod):
     ):
         if pairs < 1:
             raise UserError(f"method.pairs must be at least 1, not {pairs}")
+        if list(parts) != ["denoiser"]:
+            raise UserError(
+                f"QuantVSR is calibrated on pairs of the denoiser: method.parts is [denoiser], not {list(parts)}"
+            )
         check_options(percentile, smallest_rank, largest_rank, rank_multiple)
         self.complexity_steps, self.smallest_rank = complexity_steps, smallest_rank
         self.rank_rule = (percentile, smallest_rank, largest_rank, rank_multiple)
         self.refinement_steps, self.alignment_steps = refinement_steps, alignment_steps
         self.lr = {"refinement": refinement_lr, "alignment": alignment_lr}
-        super().__init__(teacher, bits, ("denoiser",), seed=seed)
+        super().__init__(teacher, bits, parts, attention=attention, seed=seed)
         self.calibration_pairs = pairs
         self.allocation: Allocation | None = None
         self.layers = {name: m for name, m in quantized_modules(self.student) if isinstance(m, QuantizedLayer)}
@@ -97,6 +106,9 @@ class QuantVSR(QuantizationMethod):
             channel_split=True,
             bias_alignment=True,
         )
+
+    def attention_recipe(self, bits: Bits, part: str) -> AttentionRecipe:
+        return AttentionRecipe(act=AffineSpec(bits.act, range="dynamic", granularity="token"))
 
     def exceptions(self, part: str) -> list[str]:
         """The first and last convolution and the time embedding's first layer."""
