@@ -103,7 +103,7 @@ class QuantizationMethod(StagedModule):
         return self.teacher.noisy(batch["lq"], self.step_index % self.teacher.steps)
 
     def distillation_loss(self, batch: Batch) -> Tensor:
-        """Every quantized part against the teacher's, both on the teacher's own input: sum of relative squared errors."""
+        """Sum over the quantized parts of the relative squared error of their output, on the teacher's own input."""
         teacher, student, lq, noisy = self.teacher, self.student, batch["lq"], self.noisy(batch)
         with torch.no_grad():
             latent = teacher.encode(lq)
