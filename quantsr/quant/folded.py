@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from quantsr.quant.affine import dequantize
-from quantsr.quant.layer import QuantizedLayer, constant_output
+from quantsr.quant.layer import QuantizedLayer
 from quantsr.quant.operation import Operation
 from quantsr.quant.parts import spread
+from quantsr.quant.product import constant_output
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import LayerRecipe
 from quantsr.quant.transforms import Rotation, Smoothing
@@ -78,10 +79,9 @@ class FoldedLayer(nn.Module):
         if not layer.calibrated:
             raise ValueError("a layer must be calibrated before it is folded: it has seen no data")
         folded = cls(layer.operation, layer.weight.shape, layer.recipe, layer.bias is not None)
-        quantizer, weight = layer.weight_quantizer, layer.transformed_weight()
-        scale, zero_point = quantizer.part_qparams(weight)
+        scale, zero_point = layer.weight_quantizer.part_qparams(layer.transformed_weight())
         state = {
-            "codes": quantizer.quantize(weight) - layer.recipe.weight.qmin,
+            "codes": layer.weight_codes() - layer.recipe.weight.qmin,
             "scale": scale,
             "zero_point": zero_point,
         }

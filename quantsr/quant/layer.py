@@ -7,19 +7,20 @@ with T the equivalent transforms of the recipe. What a recipe does not use is no
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from quantsr.quant import refinement
 from quantsr.quant.affine import fake_quantize, qparams
 from quantsr.quant.low_rank import LowRank, LowRankUpdate
 from quantsr.quant.operation import Layer, Operation
 from quantsr.quant.parts import extremes
+from quantsr.quant.product import TrainedProduct, constant_output
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import LayerRecipe
+from quantsr.quant.rounding import rounding_of
 from quantsr.quant.transforms import Rotation, Smoothing, along
 
 Mode = Literal["quantized", "full_precision", "observe_smoothing", "observe_ranges"]
@@ -52,7 +53,9 @@ class QuantizedLayer(nn.Module):
         rows, channels = self.weight.shape[:2]
         sizes, axis = recipe.parts(channels), self.operation.axis
         self.smoothing = (
-            Smoothing(channels, axis, recipe.smoothing, offset=recipe.offset) if recipe.smoothing is not None else None
+            Smoothing(channels, axis, recipe.smoothing, offset=recipe.offset, weight_alpha=recipe.smoothing_weight)
+            if recipe.smoothing is not None
+            else None
         )
         self.rotation = Rotation(sizes, axis, seed) if recipe.rotation else None
         self.low_rank = LowRank(self.weight, recipe.rank) if recipe.rank else None
@@ -60,6 +63,7 @@ class QuantizedLayer(nn.Module):
         self.bias_alignment = nn.Parameter(torch.zeros(rows)) if recipe.bias_alignment else None
         self.input_quantizer = Quantizer(recipe.act, sizes, axis)
         self.weight_quantizer = Quantizer(recipe.weight, sizes, 1, rows)
+        self.rounding = rounding_of(recipe.rounding, self.weight.shape)
         self._cache: dict[str, tuple[Sequence[Tensor], list[tuple], Tensor]] = {}
         self.to(self.weight.device)
 
@@ -114,11 +118,19 @@ class QuantizedLayer(nn.Module):
     def quantized_weight(self) -> Tensor:
         """Qw(T(W_r)); computed once while nothing that makes it is training."""
         sources = [self.weight, *self.weight_sources()]
-        return self.cached("weight", sources, lambda: self.weight_quantizer(self.transformed_weight()))
+        return self.cached("weight", sources, lambda: self._rounded(self.transformed_weight()))
+
+    def _rounded(self, w: Tensor) -> Tensor:
+        return self.weight_quantizer(w) if self.rounding is None else self.rounding(w, self.weight_quantizer)
+
+    def weight_codes(self) -> Tensor:
+        """The codes of T(W_r), whole numbers in float32."""
+        w, quantizer = self.transformed_weight(), self.weight_quantizer
+        return quantizer.quantize(w) if self.rounding is None else self.rounding.codes(w, quantizer)
 
     def weight_sources(self) -> list[Tensor]:
         """What makes the quantized weight beside the weight itself: all that can train, and the bounds."""
-        parts = [self.weight_quantizer, self.low_rank, self.update, self.rotation]
+        parts = [self.weight_quantizer, self.rounding, self.low_rank, self.update, self.rotation]
         tensors = [t for part in parts if part is not None for t in (*part.parameters(), *part.buffers())]
         return tensors if self.smoothing is None else [*tensors, self.smoothing.scale]
 
@@ -146,7 +158,7 @@ class QuantizedLayer(nn.Module):
             constant = self.constant()
             return y if constant is None else y.add_(along(constant.to(y.dtype), self.operation.axis, y.ndim))
         trained = self._learns()
-        y = _Product.apply(self, x, *trained) if trained else self._product(x)
+        y = TrainedProduct.apply(self, x, *trained) if trained else self.product(x)
         constant = constant_output(self.operation, x, self.constant(), self._offset_response())
         if constant is not None:
             y = y.add_(constant.to(y.dtype))
@@ -155,7 +167,8 @@ class QuantizedLayer(nn.Module):
             y = y + self.operation.pointwise(down, self.low_rank.up)
         return y
 
-    def _product(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
+        """Qa(T(x)) * Qw(T(W_r))."""
         return self.operation.product(self.quantized_input(x), self.quantized_weight())
 
     @property
@@ -230,57 +243,8 @@ class QuantizedLayer(nn.Module):
     @property
     def calibrated(self) -> bool:
         """Whether all its ranges and scales are known."""
-        parts = [self.smoothing, self.input_quantizer, self.weight_quantizer]
+        parts = [self.smoothing, self.input_quantizer, self.weight_quantizer, self.rounding]
         return all(part.calibrated for part in parts if part is not None)
 
     def extra_repr(self) -> str:
         return f"{self.operation.kind}, {self.recipe}"
-
-
-def constant_output(operation: Operation, x: Tensor, bias: Tensor | None, response: Tensor | None) -> Tensor | None:
-    """What a layer adds to its product, broadcastable over the output, or None for nothing.
-
-    Args:
-        operation: of the layer.
-        x: its input, for the size.
-        bias: b + b_align, ``(out,)``.
-        response: of the offset o, see :meth:`QuantizedLayer.offset_response`: what the product loses when o is taken
-            off the input. At the border, padding takes part of it away.
-    """
-    if response is None:
-        return None if bias is None else along(bias, operation.axis, x.ndim)
-    if operation.kind == "Linear":
-        return response[:, 0] if bias is None else response[:, 0] + bias
-    ones = response.new_ones(1, 1, *x.shape[2:])
-    return operation(ones, response, None if bias is None else bias.to(response.dtype))
-
-
-class _Product(torch.autograd.Function):
-    """The quantized product while its quantizers train.
-
-    Between forward and backward it keeps the layer's input alone: the quantized factors are cheap to compute again,
-    where plain autograd would keep a float tensor for every step to them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, layer: QuantizedLayer, x: Tensor, *trained: Tensor) -> Tensor:
-        ctx.layer, device = layer, x.device.type
-        ctx.autocast = {"enabled": torch.is_autocast_enabled(device), "dtype": torch.get_autocast_dtype(device)}
-        ctx.save_for_backward(x, *trained)
-        return layer._product(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        layer, (x, *trained) = ctx.layer, ctx.saved_tensors
-        wants_x = ctx.needs_input_grad[1]
-        with torch.enable_grad(), torch.autocast(x.device.type, **ctx.autocast):
-            x = x.detach().requires_grad_(wants_x)
-            x_hat, w_hat = layer.quantized_input(x), layer.quantized_weight()
-        factors = [x_hat.detach().to(grad.dtype), w_hat.detach().to(grad.dtype)]
-        wanted = (x_hat.requires_grad, w_hat.requires_grad)
-        grads = layer.operation.gradients(grad.contiguous(), *factors, wanted)
-        pairs = [(t, g.to(t.dtype)) for t, g in zip((x_hat, w_hat), grads, strict=True) if t.requires_grad]
-        sources = [*([x] if wants_x else []), *trained]
-        found = torch.autograd.grad([t for t, _ in pairs], sources, [g for _, g in pairs], allow_unused=True)
-        return None, *(found if wants_x else (None, *found))

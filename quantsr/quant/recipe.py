@@ -1,8 +1,10 @@
 """What is done to a layer, as data: methods and baselines differ by their recipes."""
 
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 from quantsr.quant.parts import groups, halves
+from quantsr.quant.rounding import RoundingKind
 from quantsr.quant.spec import AffineSpec
 
 
@@ -12,13 +14,16 @@ class LayerRecipe:
 
     Args:
         weight, act: number formats of weight and input.
-        smoothing: exponent alpha of a scale per input channel (with a learnable offset, see ``offset``); None for none.
-        offset: whether smoothing has an offset too (LET of PassionSR; QArtSR's phi has none).
+        smoothing: exponent alpha of a scale per input channel, max|x|^alpha / max|W|^alpha; None for none.
+        smoothing_weight: exponent of max|W| where it is another (SmoothQuant: 1 - alpha); None for alpha.
+        offset: whether smoothing has a learnable offset too (LET of PassionSR; QArtSR's phi has none).
         rotation: rotate the input channels by a random Hadamard matrix.
         rank: rank of a 16-bit low-rank branch; 0 for none.
         update_rank: rank of a trained update of the low-bit weight, merged into it; 0 for none.
         channel_split: cut the input channels into two halves with bounds (and rotation) of their own.
+        cut: instead, cut them into two parts at this channel, where two tensors were concatenated (Q-Diffusion).
         group_size: instead, cut them into groups of this size for the bounds; None for one group.
+        rounding: how the weight becomes codes, see :mod:`quantsr.quant.rounding`.
         bias_alignment: a learnable constant per output channel (LBA of QuantVSR).
         quantize_bias: quantize the bias per tensor to the weight's bits, as PassionSR's code does.
     """
@@ -26,27 +31,42 @@ class LayerRecipe:
     weight: AffineSpec
     act: AffineSpec
     smoothing: float | None = None
+    smoothing_weight: float | None = None
     offset: bool = False
     rotation: bool = False
     rank: int = 0
     update_rank: int = 0
     channel_split: bool = False
+    cut: int | None = None
     group_size: int | None = None
+    rounding: RoundingKind = "nearest"
     bias_alignment: bool = False
     quantize_bias: bool = False
 
     def __post_init__(self) -> None:
         if self.offset and self.smoothing is None:
             raise ValueError("an offset is part of smoothing: give smoothing an exponent (0 for a scale of 1)")
-        if self.channel_split and self.group_size:
-            raise ValueError("channel_split and group_size both cut the input channels: give one of them")
+        if self.smoothing_weight is not None and self.smoothing is None:
+            raise ValueError("smoothing_weight is part of smoothing: give smoothing an exponent")
+        if sum(map(bool, (self.channel_split, self.cut, self.group_size))) > 1:
+            raise ValueError("channel_split, cut and group_size all cut the input channels: give one of them")
+        if self.rounding not in get_args(RoundingKind):
+            raise ValueError(f"rounding must be one of {get_args(RoundingKind)}, not {self.rounding!r}")
         if self.weight.range == "dynamic" or self.weight.granularity == "token":
             raise ValueError("weights have static bounds per tensor or per channel")
         if self.act.granularity == "channel":
             raise ValueError("activations have bounds per tensor or per token: a scale per channel is smoothing")
 
     def parts(self, channels: int) -> tuple[int, ...]:
-        """Sizes of the parts that ``channels`` input channels are cut into."""
+        """Sizes of the parts that ``channels`` input channels are cut into.
+
+        Raises:
+            ValueError: the cut is not inside them.
+        """
+        if self.cut:
+            if not 0 < self.cut < channels:
+                raise ValueError(f"{channels} channels cannot be cut at {self.cut}")
+            return self.cut, channels - self.cut
         if self.channel_split:
             return halves(channels)
         return groups(channels, self.group_size) if self.group_size else (channels,)
@@ -63,7 +83,9 @@ class LayerRecipe:
             f"rank {self.rank}": self.rank,
             f"update of rank {self.update_rank}": self.update_rank,
             "channel split": self.channel_split,
+            f"cut at {self.cut}": self.cut,
             f"groups of {self.group_size}": self.group_size,
+            f"{self.rounding} rounding": self.rounding != "nearest",
             "bias alignment": self.bias_alignment,
             "quantized bias": self.quantize_bias,
         }

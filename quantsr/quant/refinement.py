@@ -37,6 +37,7 @@ FEW = 1 / 64
 def applies(recipe: LayerRecipe) -> bool:
     """Whether layers of a recipe have this form: a low-rank branch, dynamic inputs, all else fixed."""
     fixed = recipe.smoothing is None and recipe.weight.range == "minmax" and not recipe.update_rank
+    fixed = fixed and recipe.rounding == "nearest"
     as_released = recipe.act.as_released or recipe.weight.as_released
     return recipe.rank > 0 and fixed and recipe.act.range == "dynamic" and not as_released
 

@@ -35,15 +35,25 @@ class Smoothing(nn.Module):
     Args:
         channels: input channels.
         axis: channel axis of the input.
-        alpha: initial s = max|x|^alpha / max|W|^alpha, per channel.
+        alpha: initial s = max|x|^alpha / max|W|^weight_alpha, per channel.
         momentum: weight of the past when s is averaged over calibration batches (PassionSR: a running average of 0.1
             for the new).
         offset: whether o exists; it starts at 0.
+        weight_alpha: None for alpha.
     """
 
-    def __init__(self, channels: int, axis: int, alpha: float = 0.3, momentum: float = 0.9, offset: bool = True):
+    def __init__(
+        self,
+        channels: int,
+        axis: int,
+        alpha: float = 0.3,
+        momentum: float = 0.9,
+        offset: bool = True,
+        weight_alpha: float | None = None,
+    ):
         super().__init__()
         self.axis, self.alpha, self.momentum = axis, alpha, momentum
+        self.weight_alpha = alpha if weight_alpha is None else weight_alpha
         self.scale = nn.Parameter(torch.full((channels,), torch.nan))
         self.offset = nn.Parameter(torch.zeros(channels)) if offset else None
         self.pending: Tensor | None = None
@@ -61,7 +71,7 @@ class Smoothing(nn.Module):
     def absorb(self, pending: Tensor) -> None:
         """Average the magnitudes of one batch over all devices, as ``record`` noted them, into s."""
         self.pending = None
-        scale = (pending[0] / pending[1]) ** self.alpha
+        scale = pending[0] ** self.alpha / pending[1] ** self.weight_alpha
         self.scale.copy_(torch.where(self.scale.isnan(), scale, self.scale.lerp(scale, 1 - self.momentum)))
 
     def input(self, x: Tensor) -> Tensor:
