@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "calibration.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "calibration"
 
 
 STAGES = {
