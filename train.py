@@ -7,8 +7,8 @@ from quantsr.launch import command_line, launch
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> None:
-    launch(cfg, "train")
+def main(cfg: DictConfig) -> float | None:
+    return launch(cfg, "train")
 
 
 if __name__ == "__main__":

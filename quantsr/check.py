@@ -11,13 +11,19 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from quantsr.errors import UserError
 
-TOP_LEVEL = {
+WITHOUT_TARGET = {
     "seed": int,
     "checkpoint_every": int,
     "ckpt_path": str | None,
     "artefact": str | None,
+    "input": str | None,
     "outputs": str | None,
     "teacher": str | None,  # of eval.py; in train.py it is a node of its own
+    "flow.name": str,
+    "flow.weights": str | None,
+    "metrics.names": list[str],
+    "metrics.require": list[str],
+    "metrics.weights_dir": str | None,
 }
 """Keys of a configuration that no constructor takes."""
 
@@ -51,13 +57,14 @@ def check_types(cfg: DictConfig) -> None:
 
 def _expected(node: DictConfig | ListConfig, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(full key, annotation, value) of everything in ``node`` that has an annotation."""
-    annotations = _annotations_of(node) if path else TOP_LEVEL
+    annotations = _annotations_of(node)
     for key in node if isinstance(node, DictConfig) else range(len(node)):
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
             continue
         value, full_key = node[key], f"{path}.{key}" if path else str(key)
-        if key in annotations and not _has_target(value):
-            yield full_key, annotations[key], OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        annotation = annotations.get(key, WITHOUT_TARGET.get(full_key, Any))
+        if annotation is not Any and not _has_target(value):
+            yield full_key, annotation, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         if OmegaConf.is_config(value):
             yield from _expected(value, full_key)
 

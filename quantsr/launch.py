@@ -2,29 +2,35 @@
 
 import os
 import re
-import subprocess
+import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, read_write
 
+from quantsr import jobs
 from quantsr.errors import Interrupted, UserError
-from quantsr.sweep import print_jobs, read_jobs, write_jobs
 
-USER, INTERRUPTED = 2, 130
+USER = 2
+_sweep: Path | None = None  # the folder of the sweep that this process is in charge of
 
 
 def command_line(main: Callable[[], None]) -> None:
     """Run a Hydra main function; what the user can put right ends in one sentence on standard error and exit code 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to here.
+    os.environ[jobs.SCRIPT] = os.path.abspath(sys.argv[0])
     # Read when torch is imported, later. DDP's C++ complains, once, of stages in which all parameters take part.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Our files stand in for a plugin's, so that they say what is missing where it is not installed.
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/.* is validated against ConfigStore schema")
     with one_sentence():
         main()
 
@@ -41,7 +47,11 @@ def one_sentence() -> Iterator[None]:
     except Interrupted as stop:
         first = int(os.environ.get("LOCAL_RANK", "0")) == 0
         print(f"\n{stop}", file=sys.stderr)
-        sys.exit(INTERRUPTED if first else 0)  # A helper's non-zero exit would kill the main process.
+        sys.exit(jobs.INTERRUPTED if first else 0)  # A helper's non-zero exit would kill the main process.
+    except KeyboardInterrupt:
+        how = f"; the same command with hydra.sweep.dir={_sweep} goes on" if _sweep else ""
+        print(f"\nstopped{how}", file=sys.stderr)
+        sys.exit(jobs.INTERRUPTED)
     except Failed as error:
         # What a constructor refuses is the user's to change; anything else it raises is a bug.
         reason = error.__cause__
@@ -70,52 +80,116 @@ def _say(error: object) -> int:
     return USER
 
 
-def launch(cfg: DictConfig, command: str) -> None:
+def launch(cfg: DictConfig, command: str) -> float | None:
     """Run one job: here, or in a process of its own when it belongs to a sweep.
 
-    A job on several devices starts helpers that repeat its command line; in a sweep that line would start the sweep
-    again, and a job that dies would take the sweep with it. So every job of a sweep is its own single run, with the
-    job's overrides.
+    Returns:
+        In a sweep: what :func:`quantsr.jobs.run_job` returns, for Hydra's sweepers.
     """
-    hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN:
-        from quantsr import run
-        from quantsr.check import check_types
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if jobs.in_launcher():  # Hydra takes an exception from there to the process in charge.
+            return jobs.run_job(cfg)
+        with one_sentence():
+            return jobs.run_job(cfg)
+    from quantsr import run
+    from quantsr.check import check_types
 
-        with one_sentence():  # Inside Hydra too, which would put the whole command line above the sentence.
-            check_types(cfg)
-            getattr(run, command)(cfg)
+    with one_sentence():  # Inside Hydra too, which would put the whole command line above the sentence.
+        check_types(cfg)
+        getattr(run, command)(cfg)
+    return None
+
+
+class SweepStart(Callback):
+    """Hydra callback: what has to be right before the first job of a sweep starts."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        global _sweep
+        with one_sentence():  # Hydra would make a warning of an exception.
+            check_plugins(config)
+            folder = Path(config.hydra.sweep.dir)
+            refuse_another(config, folder / "multirun.yaml")
+            folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, folder / "multirun.yaml")  # Not all sweepers do.
+        share_processor(config)
+        _sweep = folder
+
+
+def check_plugins(config: DictConfig) -> None:
+    """Refuse a launcher or sweeper that is not installed, and SLURM where there is none.
+
+    Raises:
+        UserError: what is missing.
+    """
+    for kind in ("launcher", "sweeper"):
+        plugin, choice = config.hydra[kind]._target_, config.hydra.runtime.choices[f"hydra/{kind}"]
+        package = ".".join(plugin.split(".")[:2])
+        if package.startswith("hydra_plugins.") and (not find_spec("hydra_plugins") or not find_spec(package)):
+            name = package.partition(".")[2].replace("_", "-")
+            raise UserError(f"hydra/{kind}={choice} needs the package {name}: pip install 'quantsr[sweeps]'")
+    if config.hydra.launcher._target_.endswith("SlurmLauncher") and not shutil.which("srun"):
+        raise UserError(
+            "hydra/launcher=submitit_slurm submits to SLURM, and there is no srun here: log in to the cluster, "
+            "or take hydra/launcher=submitit_local"
+        )
+
+
+def refuse_another(config: DictConfig, record: Path) -> None:
+    """Refuse to mix two sweeps in one folder.
+
+    Args:
+        config: of the sweep, with Hydra's part.
+        record: ``multirun.yaml`` of the sweep that the folder is from; need not exist.
+
+    Raises:
+        UserError: that sweep had another command line.
+    """
+    if not record.is_file():
         return
-    overrides = [override for override in hydra.overrides.task if not override.startswith("run_dir=")]
-    single = [sys.executable, sys.argv[0], *overrides, f"hydra.run.dir={_quoted(hydra.runtime.output_dir)}"]
-    code = subprocess.run(single, env={**os.environ, "HYDRA_FULL_ERROR": "0"}).returncode
-    if code:
-        Path(hydra.runtime.output_dir, "failed").write_text(f"exit code {code}: {' '.join(overrides)}\n")
-    if code == INTERRUPTED:
-        raise Interrupted(Path(hydra.runtime.output_dir, "checkpoints", "interrupted.ckpt"))
+    before = OmegaConf.load(record).hydra
+    given = [
+        [*hydra.overrides.task, *(f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items())]
+        for hydra in (before, config.hydra)
+    ]
+    if given[0] != given[1]:
+        raise UserError(
+            f"{record.parent} holds the sweep {' '.join(given[0])}: give the same to go on with it, "
+            "or a new hydra.sweep.dir=FOLDER"
+        )
 
 
-def _quoted(path: str) -> str:
-    """A path as a Hydra value."""
-    return "'" + path.replace("'", "\\'") + "'"
+def share_processor(config: DictConfig) -> None:
+    """Run so many jobs at once on this machine as the sweeper says, two by default, each on its share of the cores."""
+    if not config.hydra.launcher._target_.endswith("LocalLauncher"):
+        return
+    sweeper = config.hydra.sweeper
+    if "max_batch_size" in sweeper and sweeper.max_batch_size is None:
+        with read_write(config):
+            sweeper.max_batch_size = 2  # our choice; submitit itself would start all of them
+    at_once = sweeper.get("max_batch_size") or sweeper.get("n_jobs") or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
 
 
 class SweepTable(Callback):
-    """Hydra callback: one table over all jobs when a sweep ends, also as files in the sweep's folder.
+    """Hydra callback: one table over all jobs when a sweep ends, also as a page and files in the sweep's folder.
 
     Failed jobs are named, and the sweep then exits with an error.
     """
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from quantsr.callbacks.wandb import log_comparison
+        from quantsr.report import print_report, read_jobs, write_report
+
         folder = Path(config.hydra.sweep.dir)
-        jobs = read_jobs(folder)
-        finished = [job for job in jobs if job.metrics is not None]
-        failed = [job for job in jobs if (job.folder / "failed").is_file()]
-        if finished:
-            print_jobs(finished)
-            csv, markdown = write_jobs(finished, folder)
-            print(f"table    {csv}\n         {markdown}")
+        with one_sentence():  # Hydra would make a warning of an exception.
+            runs = read_jobs([folder])
+            finished = [run for run in runs if run.metrics is not None]
+            failed = [run for run in runs if run.metrics is None and (run.folder / "failed").is_file()]
+            if finished:
+                print_report(*write_report(runs, folder))
+                if "wandb" in config.get("logger", {}):
+                    log_comparison(folder, folder.name, config.logger.wandb.project)
         print(f"sweep    {folder}")
         if failed:
-            names = ", ".join(f"{job.folder.name} ({job.label})" if job.differs else job.folder.name for job in failed)
+            names = ", ".join(f"{run.folder.name} ({run.label})" for run in failed)
             sys.exit(_say(f"{len(failed)} of {len(failed) + len(finished)} jobs failed: {names}"))

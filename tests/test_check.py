@@ -120,9 +120,15 @@ def test_nested_targets():
         ({"seed": "x"}, "seed takes a whole number, not 'x'"),
         ({"checkpoint_every": 2.5}, "checkpoint_every takes a whole number, not 2.5"),
         ({"ckpt_path": 3}, "ckpt_path takes text or null, not 3"),
+        ({"input": 3}, "input takes text or null, not 3"),
+        ({"flow": {"name": None}}, "flow.name takes text, not null"),
+        ({"flow": {"name": "dis", "weights": ["a"]}}, "flow.weights takes text or null, not ['a']"),
+        ({"metrics": {"names": "niqe"}}, "metrics.names takes a list of text, not 'niqe'"),
+        ({"metrics": {"names": [], "require": [1]}}, "metrics.require takes a list of text, not [1]"),
+        ({"metrics": {"weights_dir": 3}}, "metrics.weights_dir takes text or null, not 3"),
     ],
 )
-def test_top_level_keys(cfg, sentence):
+def test_keys_that_no_constructor_takes(cfg, sentence):
     with pytest.raises(UserError) as error:
         check_types(OmegaConf.create(cfg))
     assert str(error.value) == sentence

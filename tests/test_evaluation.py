@@ -8,20 +8,13 @@ import torch
 from PIL import Image
 
 from quantsr.data.video import iter_frames
-from quantsr.evaluation import (
-    as_saved,
-    bicubic,
-    measure,
-    measure_outputs,
-    on_device,
-    print_table,
-    save_output,
-    stream_frames,
-)
+from quantsr.evaluation import as_saved, bicubic, measure, measure_outputs, print_table, save_output
 from quantsr.flow import flow_estimator
+from quantsr.metrics.choice import Metrics
 from quantsr.metrics.fidelity import psnr, psnr_y, ssim_y
 from quantsr.metrics.temporal import estimate_flows, occluded_pixels, warping_error
-from tests.conftest import micro_teacher, micro_video_teacher
+
+FLOW = Metrics(flow=flow_estimator("dis"))
 
 
 class Samples(list):
@@ -99,7 +92,7 @@ def test_table_and_sheet_and_csv(tmp_path, capsys):
 
 def test_images_are_saved_as_measured(tmp_path):
     data = Samples(2)
-    report = measure({"teacher": nearest, "student": dark}, data, 4, tmp_path / "images")
+    report = measure({"teacher": nearest, "student": dark}, data, 4, images_dir=tmp_path / "images")
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["s0.png", "s1.png"]
     for sample in data:
         Image.fromarray((sample["gt"].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)).save(
@@ -109,6 +102,75 @@ def test_images_are_saved_as_measured(tmp_path):
     for row, other in zip(report.rows, again.rows, strict=True):
         assert other["outputs.psnr_y"] == pytest.approx(row["student.psnr_y"], abs=0.01)
     assert list(again.summary()) == ["outputs", "images"]
+
+
+class Brightness:
+    """Stands in for a metric of images."""
+
+    def __init__(self, needs_reference: bool):
+        self.needs_reference = needs_reference
+
+    def __call__(self, image: torch.Tensor, gt: torch.Tensor) -> float:
+        return (image.mean() - gt.mean()).item() if self.needs_reference else image.mean().item()
+
+
+class Count:
+    """Stands in for a metric of sets."""
+
+    def __init__(self):
+        self.images: dict[str, list[torch.Tensor]] = {}
+
+    def add(self, model: str, image: torch.Tensor) -> None:
+        self.images.setdefault(model, []).append(image)
+
+    def compute(self) -> dict[str, float]:
+        return {model: float(len(images)) for model, images in self.images.items() if model != "gt"}
+
+
+class TestMetricsByName:
+    METRICS = Metrics(images={"lpips": Brightness(True), "niqe": Brightness(False)}, absent={"musiq": "no file"})
+
+    def test_those_without_a_reference_score_the_ground_truth_too(self):
+        data = Samples(2)
+        report = measure({"teacher": nearest}, data, 4, self.METRICS)
+        assert report.rows[1]["gt.niqe"] == data[1]["gt"].mean().item() and "gt.lpips" not in report.rows[1]
+        sr = as_saved(nearest(data[1]["lq"]))
+        assert report.rows[1]["teacher.lpips"] == (sr.mean() - data[1]["gt"].mean()).item()
+        assert report.rows[1]["teacher.niqe"] == sr.mean().item()
+        assert list(report.summary()) == ["bicubic", "teacher", "gt", "images", "absent"]
+        assert report.summary()["absent"] == {"musiq": "no file"}
+
+    def test_of_a_clip_it_is_the_mean_of_its_frames(self):
+        metrics = Metrics(images={"niqe": Brightness(False)}, flow=flow_estimator("dis"))
+        report = measure({"teacher": nearest}, Clips(), 4, metrics)
+        assert report.frames[1]["gt.niqe"] == pytest.approx(Clips()[0]["gt"][1].mean().item())
+        assert report.rows[0]["gt.niqe"] == pytest.approx(Clips()[0]["gt"].mean().item())
+
+    @pytest.mark.parametrize(("data", "images"), [(Samples, 5), (lambda: Clips(), 8)], ids=["images", "frames"])
+    def test_a_metric_of_sets_sees_all_of_them(self, data, images):
+        report = measure({"teacher": nearest}, data(), 4, Metrics(fid=Count(), flow=flow_estimator("dis")))
+        assert report.summary()["teacher"]["fid"] == images and "teacher.fid" not in report.rows[0]
+
+    def test_the_table_has_arrows_and_says_what_is_absent(self, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "60")
+        summary = measure({"teacher": nearest}, Samples(2), 4, self.METRICS).summary()
+        print_table(summary, "a title")
+        shown = capsys.readouterr().out
+        for text in ("LPIPS", "NIQE", "MUSIQ", "absent   musiq: no file", f"{summary['gt']['niqe']:.4f}"):
+            assert text in shown
+        assert (shown.count("↓"), shown.count("↑")) == (2, 4)  # Of PSNR-Y, SSIM, MUSIQ and the fidelity.
+        (row,) = (line for line in shown.splitlines() if line.startswith("│ teacher"))
+        assert [cell.strip() for cell in row.split("│")][-3:-1] == ["absent", ""]
+
+
+def test_samples_of_the_sheet_are_saved_as_files(tmp_path):
+    report = measure({"teacher": nearest}, Samples(9), 4, samples_dir=tmp_path)
+    names = [name for name, _, _ in report.pictures]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names) and len(names) == 4
+    for version in ("lq", "bicubic", "teacher", "gt"):
+        with Image.open(tmp_path / names[1] / f"{version}.png") as saved:
+            pixels = torch.from_numpy(np.asarray(saved).copy()).permute(2, 0, 1)
+        assert torch.equal(pixels, (report.pictures[1][1][version] * 255).round().byte()), version
 
 
 def test_models_run_without_gradients():
@@ -138,7 +200,7 @@ def test_bicubic_of_a_clip_is_that_of_its_frames():
 class TestClips:
     @pytest.fixture
     def report(self):
-        return measure({"teacher": nearest, "student": dark}, Clips(), 4, flow=flow_estimator("dis"))
+        return measure({"teacher": nearest, "student": dark}, Clips(), 4, FLOW)
 
     def test_a_row_is_the_mean_of_its_frames(self, report):
         assert [row["name"] for row in report.rows] == ["c0", "c1"]
@@ -180,7 +242,9 @@ class TestClips:
         assert summary["gt"]["warping"] == pytest.approx(sum(row["gt.warping"] for row in report.rows) / 2)
 
     def test_dover_scores_every_version_where_it_is_there(self):
-        report = measure({"teacher": nearest}, Clips(), 4, flow=flow_estimator("dis"), dover=lambda clip: clip.mean())
+        report = measure(
+            {"teacher": nearest}, Clips(), 4, Metrics(flow=flow_estimator("dis"), dover=lambda clip: clip.mean())
+        )
         assert report.rows[0]["gt.dover"] == Clips()[0]["gt"].mean()
         assert {f"{model}.dover" for model in ("bicubic", "teacher", "gt")} <= report.rows[1].keys()
         assert not any("dover" in key for key in report.frames[0])
@@ -205,8 +269,24 @@ class TestClips:
         assert torch.equal(versions["gt"], Clips()[1]["gt"][2]) and torch.equal(versions["lq"], Clips()[1]["lq"][2])
         assert notes["teacher"] == f"{report.frames[6]['teacher.psnr_y']:.2f} dB"
 
+    def test_a_clip_of_one_frame_has_no_warping_error(self, tmp_path):
+        data = Clips()
+        data[1] = {"name": "c1", **{key: data[1][key][:1] for key in ("lq", "gt")}}
+        report = measure({"teacher": nearest}, data, 4, FLOW)
+        assert "teacher.warping" in report.rows[0] and "teacher.warping" not in report.rows[1]
+        assert report.summary()["teacher"]["warping"] == report.rows[0]["teacher.warping"]
+        assert report.summary()["absent"] == {"warping": "E*_warp needs two frames, and 1 of 2 clips have one"}
+        report.write_csv(tmp_path)
+        assert list(csv.DictReader((tmp_path / "clips.csv").open()))[1]["teacher.warping"] == ""
+
+    def test_samples_of_the_sheet_are_saved_frame_by_frame(self, tmp_path):
+        measure({"teacher": nearest}, Clips(), 4, FLOW, samples_dir=tmp_path)
+        assert sorted(path.name for path in (tmp_path / "c1").iterdir()) == ["bicubic", "gt", "lq", "teacher"]
+        saved = torch.stack(list(iter_frames(tmp_path / "c1" / "gt")))
+        torch.testing.assert_close(saved, as_saved(Clips()[1]["gt"]))
+
     def test_outputs_are_saved_as_measured(self, tmp_path):
-        measure({"teacher": nearest, "student": dark}, Clips(), 4, tmp_path, flow=flow_estimator("dis"))
+        measure({"teacher": nearest, "student": dark}, Clips(), 4, FLOW, images_dir=tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["c0", "c0.mp4", "c1", "c1.mp4"]
         saved = torch.stack(list(iter_frames(tmp_path / "c1")))
         torch.testing.assert_close(saved, as_saved(dark(Clips()[1]["lq"])))
@@ -219,39 +299,3 @@ class TestClips:
         video = torch.stack(list(iter_frames(tmp_path / "clip.mp4")))
         assert video.shape == clip.shape
         assert (video - clip).abs().mean() < 0.1  # Compressed.
-
-
-class TestOnDevice:
-    def test_an_image_model_takes_a_clip_frame_by_frame(self):
-        teacher, clip = micro_teacher().freeze(), torch.rand(2, 4, 3, 8, 8)
-        with torch.no_grad():
-            expected = torch.stack([torch.cat([teacher(frame[None]) for frame in frames]) for frames in clip])
-            torch.testing.assert_close(on_device(teacher, "cpu")(clip), expected)
-
-    def test_an_image_model_takes_images(self, teacher, lq):
-        with torch.no_grad():
-            assert torch.equal(on_device(teacher, "cpu")(lq), teacher(lq))
-
-    def test_a_video_model_takes_a_clip_of_its_own_length_as_it_is(self):
-        teacher, clip = micro_video_teacher().freeze(), torch.rand(1, 3, 3, 8, 8)
-        with torch.no_grad():
-            torch.testing.assert_close(on_device(teacher, "cpu")(clip), teacher(clip))
-
-    def test_a_longer_clip_goes_through_in_segments_that_share_a_frame(self):
-        """Seven frames in segments of three: 0 to 2, 2 to 4, 4 to 6; frame 2 is the mean of two."""
-        teacher, clip = micro_video_teacher().freeze(), torch.rand(7, 3, 8, 8)
-        seen = []
-        teacher.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0][0], output[0])))
-        restored = on_device(teacher, "cpu")(clip[None])[0]
-        assert restored.shape == (7, 3, 32, 32)
-        for (segment, _), first in zip(seen, (0, 2, 4), strict=True):
-            assert torch.equal(segment, clip[first : first + 3])
-        outputs = [output for _, output in seen]
-        torch.testing.assert_close(restored[1], outputs[0][1])
-        torch.testing.assert_close(restored[2], (outputs[0][2] + outputs[1][0]) / 2)
-        torch.testing.assert_close(restored[3], outputs[1][1])
-
-    @pytest.mark.parametrize("length", [1, 4])
-    def test_any_length_comes_out_as_it_went_in(self, length):
-        frames = stream_frames(micro_video_teacher().freeze(), torch.rand(length, 3, 8, 8), "cpu")
-        assert [frame.shape for frame in frames] == [(3, 32, 32)] * length

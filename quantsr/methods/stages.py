@@ -1,7 +1,7 @@
 """A stage: what trains, against what, for how long. A method is a list of them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,6 +22,16 @@ def drop_half_way(progress: float) -> float:
     return 1.0 if progress < 0.5 else 0.2
 
 
+def linear(progress: float) -> float:
+    """Factor from 1 straight down to 0 (EfficientDM's code)."""
+    return 1.0 - progress
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine from 1 down to 0 (LSQ, section 3)."""
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
 def warm_cosine(progress: float) -> float:
     """Linear warm-up over the first 2 %, then half a cosine down to 1 % of the learning rate."""
     return min(1.0, progress / 0.02 + 0.01) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
@@ -33,10 +43,20 @@ class Group(NamedTuple):
     Attributes:
         parameters: what is trained.
         lr: learning rate at schedule factor 1.
+        reference: the learning rate is relative to this tensor's mean magnitude when the stage starts (EfficientDM: to
+            the steps of the weight that an update is added to); None leaves that to the stage.
     """
 
     parameters: list[nn.Parameter]
     lr: float
+    reference: Tensor | None = None
+
+    def size_of(self, parameter: nn.Parameter, relative: bool) -> float:
+        """What the learning rate of one of its parameters is relative to."""
+        if self.reference is not None:
+            return self.reference.detach().abs().mean().item()
+        size = parameter.detach().square().mean().sqrt().item()
+        return size if relative and size > 0 else 1.0
 
 
 @dataclass
@@ -52,7 +72,7 @@ class Stage:
             is nothing to store in a checkpoint.
         relative: make the learning rate of each tensor relative to its root mean square when the stage starts: bounds
             of weights and of activations differ by orders of magnitude (our choice, for short runs). Tensors of zeros
-            keep ``lr``.
+            keep ``lr``, and groups with a reference go by that.
         optimizer: builds the optimizer from parameters and ``lr``.
         max_norm: clip the gradient's norm, None to leave it.
         finish: called once after the last step.
@@ -71,19 +91,21 @@ class Stage:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """All that the stage trains."""
-        return [parameter for group in self.groups for parameter in group.parameters]
+        return [parameter for _, parameter in self._tensors()]
+
+    def _tensors(self) -> Iterator[tuple[Group, nn.Parameter]]:
+        return ((group, parameter) for group in self.groups for parameter in group.parameters)
 
     def build_optimizer(self) -> Optimizer:
         """An optimizer with one group a tensor, so that each can have a learning rate of its own."""
         return self.optimizer(
-            [{"params": [p], "lr": lr, "rate": lr, "size": 1.0} for parameters, lr in self.groups for p in parameters]
+            [{"params": [p], "lr": group.lr, "rate": group.lr, "size": 1.0} for group, p in self._tensors()]
         )
 
     def measure_sizes(self, optimizer: Optimizer) -> None:
         """Note what learning rates are relative to; called when the stage starts."""
-        for group in optimizer.param_groups:
-            size = group["params"][0].detach().square().mean().sqrt().item()
-            group["size"] = size if self.relative and size > 0 else 1.0
+        for entry, (group, parameter) in zip(optimizer.param_groups, self._tensors(), strict=True):
+            entry["size"] = group.size_of(parameter, self.relative)
 
     def set_learning_rate(self, optimizer: Optimizer, step: int) -> None:
         """Set the learning rates of the stage's ``step``."""

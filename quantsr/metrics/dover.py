@@ -20,8 +20,7 @@ from torch import Tensor
 
 from quantsr.errors import UserError
 from quantsr.metrics.dover_networks import FRAGMENTS, DoverNetwork
-
-URL = "https://github.com/QualityAssessment/DOVER/releases/download/v0.1.0/DOVER.pth"
+from quantsr.metrics.weights import found, missing
 
 SIDE = 224  # pixels of a view
 FRAMES = 32  # of a view
@@ -30,30 +29,21 @@ STRIDE = 2  # frames from one frame of a technical view to the next
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB in [0, 255], of ImageNet
 
 
-def missing() -> str | None:
-    """Why DOVER cannot be used, in a few words for a table; None if its weights are there.
-
-    They are looked for in torch.hub's folder, and never downloaded.
-    """
-    file = _weights_file()
-    return None if file.is_file() else f"no weights at {file} ({URL})"
-
-
-def _weights_file() -> Path:
-    return Path(torch.hub.get_dir(), "checkpoints", URL.rpartition("/")[2])
-
-
 class Dover:
     """The fused score of DOVER. The network is frozen, and follows the clips to their device.
 
+    Args:
+        weights_dir: looked into first for the weights, then torch.hub's folder.
+
     Raises:
-        UserError: the weights are not in torch.hub's folder, or not readable.
+        UserError: the weights are missing or not readable.
     """
 
-    def __init__(self):
-        file = _weights_file()
-        if not file.is_file():
-            raise UserError(f"DOVER needs its weights, and there is no {file}: put {URL} there")
+    def __init__(self, weights_dir: str | Path | None = None):
+        lost = missing("dover", weights_dir)
+        if lost is not None:
+            raise UserError(f"dover cannot be measured: {lost}")
+        (file,) = found("dover", weights_dir).values()
         network = DoverNetwork()
         try:
             network.load_state_dict(_torchvision_names(torch.load(file, map_location="cpu", weights_only=True)))

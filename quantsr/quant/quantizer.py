@@ -2,7 +2,7 @@
 
 minmax    bounds as buffers, from calibration data
 learned   bounds as parameters (learnable boundary quantizer of PassionSR, section 3.2), initialized the same way
-step      the scale as a parameter, its gradient scaled by 1 / sqrt(n qmax) (LSQ, arXiv 1902.08153, eq. 2 to 4)
+step      the scale as a parameter, with LSQ's initial value and gradient (arXiv 1902.08153, section 2)
 dynamic   no state: bounds of the tensor itself, without gradient
 """
 
@@ -11,7 +11,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from quantsr.quant.affine import fake_quantize, fake_quantize_with_excess, qparams, quantize, round_through
+from quantsr.quant.affine import (
+    SMALLEST_SCALE,
+    fake_quantize,
+    fake_quantize_with_excess,
+    qparams,
+    quantize,
+    round_through,
+)
 from quantsr.quant.clipping import clipped_extremes
 from quantsr.quant.parts import beside, even, extremes, spread
 from quantsr.quant.spec import AffineSpec
@@ -31,11 +38,10 @@ class Quantizer(nn.Module):
     lower: Tensor
     upper: Tensor
     scale: Tensor
-    zero_point: Tensor
 
     def __init__(self, spec: AffineSpec, sizes: Sequence[int] = (1,), axis: int = 1, rows: int = 1):
         super().__init__()
-        self.spec, self.sizes, self.axis = spec, tuple(sizes), axis
+        self.spec, self.sizes, self.axis, self.rows = spec, tuple(sizes), axis, rows
         self.pending: Tensor | None = None
         part_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(self.sizes))
         self.register_buffer("part_of", part_of if len(sizes) > 1 else None, persistent=False)
@@ -47,12 +53,11 @@ class Quantizer(nn.Module):
         """State of the range; nan until calibrated."""
         if self.spec.range == "learned":
             self.lower, self.upper = nn.Parameter(unknown.clone()), nn.Parameter(unknown.clone())
-        elif self.spec.range == "minmax":
+        elif self.spec.range != "dynamic":
             self.register_buffer("lower", unknown.clone())
             self.register_buffer("upper", unknown.clone())
-        elif self.spec.range == "step":
+        if self.spec.range == "step":
             self.scale = nn.Parameter(unknown.clone())
-            self.register_buffer("zero_point", unknown.clone())
 
     @property
     def calibrated(self) -> bool:
@@ -61,11 +66,24 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def record(self, x: Tensor) -> None:
-        """Note the extremes of a calibration batch; :meth:`absorb` takes them into the range."""
+        """Note the extremes of a calibration batch; :meth:`absorb` takes them into the range.
+
+        For a step also the mean magnitude. Of several devices, the largest mean counts (our choice).
+        """
         if self.spec.range != "dynamic":
             lower, upper = self._bounds_of(x)
-            # Both as maxima, so that one all-reduce joins the batches of several devices.
-            self.pending = torch.stack([-lower, upper])
+            # All as maxima, so that one all-reduce joins the batches of several devices.
+            notes = [-lower, upper]
+            if self.spec.range == "step" and not self.spec.clipping:
+                notes.append(self._mean_magnitude(x))
+            self.pending = torch.stack(notes)
+
+    def _mean_magnitude(self, x: Tensor) -> Tensor:
+        """mean|x| of every part, in the shape of the bounds."""
+        pieces = x.float().split(list(self.sizes), self.axis) if len(self.sizes) > 1 else (x.float(),)
+        if self.spec.granularity == "channel":
+            return torch.stack([piece.abs().flatten(1).mean(1) for piece in pieces], 1)
+        return torch.stack([piece.abs().mean() for piece in pieces])
 
     def _bounds_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         spec, parts = self.spec, (self.axis, self.sizes)
@@ -77,15 +95,40 @@ class Quantizer(nn.Module):
     def absorb(self, pending: Tensor) -> None:
         """Take the extremes of one batch over all devices, as ``record`` noted them, into the range."""
         self.pending = None
-        lower, upper = -pending[0], pending[1]
+        self.lower.copy_(self._joined(self.lower, -pending[0], torch.minimum))
+        self.upper.copy_(self._joined(self.upper, pending[1], torch.maximum))
         if self.spec.range == "step":
-            scale, zero_point = qparams(lower, upper, self.spec.qmin, self.spec.qmax, self.spec.symmetric)
-            self.scale.copy_(self._joined(self.scale, scale, torch.maximum))
-            self.zero_point.copy_(zero_point)
-            return
-        self.lower.copy_(self._joined(self.lower, lower, torch.minimum))
-        self.upper.copy_(self._joined(self.upper, upper, torch.maximum))
+            self.scale.copy_(self._initial_step(pending[2] if len(pending) > 2 else None))
         self._last_scale = (self.upper - self.lower).detach() / self.spec.qmax
+
+    def _initial_step(self, magnitude: Tensor | None) -> Tensor:
+        """The step of the bounds, or with mean|x| known LSQ's 2 mean|x| / sqrt(Q_P) (section 2.1)."""
+        scale, zero_point = self._step_qparams()
+        if magnitude is None:
+            return scale
+        step = (2 * magnitude / self._levels(zero_point).sqrt()).clamp(min=SMALLEST_SCALE)
+        return self._joined(self.scale, step, torch.maximum)
+
+    def _step_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of bounds with 0 between them: in LSQ, 0 always has a code."""
+        spec = self.spec
+        return qparams(self.lower.clamp(max=0), self.upper.clamp(min=0), spec.qmin, spec.qmax, spec.symmetric)
+
+    def _levels(self, zero_point: Tensor) -> Tensor:
+        """Q_P, the highest code as counted from 0; of the longer side where there is a zero point (our choice)."""
+        spec = self.spec
+        above = spec.qmax - zero_point
+        return above if spec.symmetric else torch.maximum(above, zero_point - spec.qmin)
+
+    def _elements(self, x: Tensor) -> float:
+        """N of LSQ, for one step: the weights that share it, or the features (section 2.2) of an activation.
+
+        Features are taken to be the channels, at whatever position (our choice): N then depends neither on the number
+        and size of the images nor on the pieces that a tensor is handed over in.
+        """
+        if self.spec.granularity == "channel" or self.rows > 1:
+            return x.numel() / self.scale.numel()
+        return x.shape[self.axis] / len(self.sizes)
 
     def _joined(self, past: Tensor, new: Tensor, outer: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Past and new values as the running average, or as the outer of the two; new ones where there is no past."""
@@ -104,11 +147,14 @@ class Quantizer(nn.Module):
         """Scale and zero point of every part, in the shape of the bounds; differentiable in what is learned."""
         spec = self.spec
         if spec.range == "step":
-            weight = (max(1, x.numel() // max(1, self.scale.numel())) * spec.qmax) ** -0.5
-            value = self.scale.detach()
-            return value + weight * (self.scale - value), self.zero_point
+            zero_point = self._step_qparams()[1]
+            weight = (self._elements(x) * self._levels(zero_point)).rsqrt()
+            value = self.scale.detach().clamp(min=SMALLEST_SCALE)
+            return value + weight * (self.scale - self.scale.detach()), zero_point
         dynamic = spec.range == "dynamic"
         lower, upper = extremes(x, spec.granularity, self.axis, self.sizes) if dynamic else (self.lower, self.upper)
+        if spec.ratio < 1:
+            lower, upper = spec.ratio * lower, spec.ratio * upper
         scale, zero_point = qparams(lower, upper, spec.qmin, spec.qmax, spec.symmetric)
         if spec.as_released and spec.range == "learned":
             zero_point = round_through(-lower / (scale.detach() if self._last_scale is None else self._last_scale))
@@ -135,8 +181,12 @@ class Quantizer(nn.Module):
         return x.unflatten(self.axis, (len(self.sizes), -1)), scale, zero_point
 
     def forward(self, x: Tensor) -> Tensor:
-        parts, spec = self._broadcastable(x), self.spec
-        return fake_quantize(*parts, spec.qmin, spec.qmax, spec.as_released).view_as(x)
+        (values, scale, zero_point), spec = self._broadcastable(x), self.spec
+        if scale.requires_grad and spec.range == "step":
+            # LSQ clips before it rounds (eq. 1): the same value, but no gradient beyond the last code (eq. 3 and 5).
+            values = values.float().clamp((spec.qmin - zero_point) * scale, (spec.qmax - zero_point) * scale)
+        y = fake_quantize(values, scale, zero_point, spec.qmin, spec.qmax, spec.as_released)
+        return y.view_as(x).to(x.dtype)
 
     @torch.no_grad()
     def quantize_and_find_clamped(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,11 @@ class AdaptiveRounding(nn.Module):
         """sum of 1 - |2 h - 1|^beta: 0 when every weight has decided (eq. 24)."""
         return (1 - (2 * self.share() - 1).abs().pow(beta)).sum()
 
+    @torch.no_grad()
+    def decided(self, margin: float = 0.02) -> float:
+        """Share of the weights that are within ``margin`` of going down or up: the others are cut off by hardening."""
+        return ((2 * self.share() - 1).abs() >= 1 - 2 * margin).float().mean().item()
+
     def codes(self, w: Tensor, quantizer: Quantizer) -> Tensor:
         """Codes of w, float32, of its shape; whole numbers once rounding is hard."""
         scale, zero_point = (t.detach() for t in quantizer.qparams(w))
@@ -73,6 +78,22 @@ class AdaptiveRounding(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{math.prod(self.logits.shape)} weights"
+
+
+def annealed_beta(progress: float, warmup: float = 0.2, start: float = 20.0, end: float = 2.0) -> float | None:
+    """The exponent of :meth:`AdaptiveRounding.indecision` while rounding trains (AdaRound, section 3; BRECQ's figures).
+
+    Args:
+        progress: of the training, in [0, 1).
+        warmup: share of it without the regularizer.
+        start, end: beta afterwards, on a straight line: at first it acts on weights that have nearly decided alone.
+
+    Returns:
+        beta; None during the warm-up.
+    """
+    if progress < warmup:
+        return None
+    return start + (end - start) * (progress - warmup) / (1 - warmup)
 
 
 class StoredRounding(nn.Module):

@@ -26,12 +26,15 @@ class AffineSpec:
             section 4.1: 0.95); None takes the extremes of all data.
         clipping: shrink the extremes that calibration sees to the fraction of them with the least squared error: at few
             bits, rare outliers are better clipped than given the codes of everything else.
+        ratio: of a dynamic range's extremes that are its bounds, in (0, 1]; what lies beyond is clipped (QuaRot, arXiv
+            2404.00456, section 5: 0.9).
         as_released: differentiate as the released code of PassionSR and QuantVSR does, instead of as the papers say:
             the clamp blocks the gradient of both extreme codes, and a learned range takes its zero point from the scale
             of the call before (without gradient to that scale). Only for comparing numbers with that code.
 
     Raises:
-        ValueError: bits out of range, an unknown word, or a token granularity with static bounds.
+        ValueError: bits out of range, an unknown word, a token granularity with static bounds, or a ratio out of range
+            or of a range that is not dynamic.
     """
 
     bits: int
@@ -40,6 +43,7 @@ class AffineSpec:
     range: RangeKind = "minmax"
     momentum: float | None = 0.95
     clipping: bool = False
+    ratio: float = 1.0
     as_released: bool = False
 
     def __post_init__(self) -> None:
@@ -48,6 +52,8 @@ class AffineSpec:
         for name, words in (("granularity", Granularity), ("range", RangeKind)):
             if getattr(self, name) not in get_args(words):
                 raise ValueError(f"{name} must be one of {get_args(words)}, not {getattr(self, name)!r}")
+        if not 0 < self.ratio <= 1 or (self.ratio < 1 and self.range != "dynamic"):
+            raise ValueError(f"ratio is a share of a dynamic range, in (0, 1], not {self.ratio} of {self.range}")
         if self.granularity == "token" and self.range != "dynamic":
             raise ValueError("token granularity needs range='dynamic': the number of tokens is not known before a call")
 

@@ -116,6 +116,14 @@ class Teacher(nn.Module, ABC):
         Together they hold every linear layer and convolution of the parts.
         """
 
+    def concatenations(self) -> dict[str, int]:
+        """Layers whose input is two tensors, one after the other along the channels, and how many the first has.
+
+        In a UNet's way up, the hidden state and the skip connection: the shortcut takes them as they are, the first
+        convolution after normalization.
+        """
+        return {}
+
     @property
     @abstractmethod
     def entrance(self) -> str:

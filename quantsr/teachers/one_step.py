@@ -64,7 +64,8 @@ class OneStepTeacher(Teacher):
         self.vae = AutoencoderKL(**vae)
         self.unet = UNet2DConditionModel(**unet)
         self.color_fix, self.scale = color_fix, scale
-        self.abars: list[float] = DDPMScheduler(**schedule).alphas_cumprod.tolist()
+        with torch.device("cpu"):  # Values are needed, also where weights are not.
+            self.abars: list[float] = DDPMScheduler(**schedule).alphas_cumprod.tolist()
         self.retime(timestep)
         self.register_buffer("prompt_embedding", torch.randn(1, prompt_tokens, self.unet.config.cross_attention_dim))
 
@@ -161,6 +162,16 @@ class OneStepTeacher(Teacher):
             "denoiser": ["unet.time_embedding", *self._blocks_of("unet")],
             "decoder": ["vae.post_quant_conv", *self._blocks_of("vae.decoder")],
         }
+
+    def concatenations(self) -> dict[str, int]:
+        found, channels = {}, self.unet.config.block_out_channels[-1]
+        for i, stage in enumerate(self.unet.up_blocks):
+            for j, resnet in enumerate(stage.resnets):
+                for layer in ("conv1", "conv_shortcut"):
+                    if getattr(resnet, layer) is not None:
+                        found[f"unet.up_blocks.{i}.resnets.{j}.{layer}"] = channels
+                channels = resnet.out_channels
+        return found
 
     def _blocks_of(self, network: str) -> list[str]:
         """Blocks of the UNet, or of the VAE's encoder or decoder: whichever stages it has, between its convolutions."""

@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from quantsr.data.frames import FramesDataModule
 from quantsr.methods.base import StagedModule
+from quantsr.metrics.choice import choose
+from quantsr.metrics.weights import URLS
 from quantsr.quant.spec import Bits
 from quantsr.teachers.base import Teacher
 from tests.conftest import ROOT
@@ -45,7 +47,7 @@ def resolved(cfg: DictConfig) -> dict:
 
 def test_every_folder_is_a_group_of_the_command_line():
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
-    assert groups >= {"bits", "data", "experiment", "logger", "method", "teacher", "trainer"}
+    assert groups >= {"bits", "data", "experiment", "logger", "method", "metrics", "teacher", "trainer"}
 
 
 @pytest.mark.parametrize("bits", options("bits"))
@@ -107,6 +109,13 @@ def test_logger(logger, tmp_path, monkeypatch):
     built = {name: instantiate(node) for name, node in cfg.logger.items()}
     assert "csv" in built
     assert Path(built["csv"].log_dir) == tmp_path
+
+
+@pytest.mark.parametrize("metrics", options("metrics"))
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_metrics(command, metrics):
+    chosen = choose(**configuration(f"metrics={metrics}", name=command).metrics)
+    assert set(chosen.names()) == (set() if metrics == "default" else set(URLS) - {"dover"})
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))

@@ -23,7 +23,7 @@ def test_folder_of_a_run(trained):
 def test_metrics(trained):
     folder, result = trained
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert list(metrics) == ["bicubic", "teacher", "student", "fidelity_psnr", "images", "bytes"]
+    assert list(metrics) == ["bicubic", "teacher", "student", "fidelity_psnr", "images", "cost", "bytes", "seconds"]
     for model in ("bicubic", "teacher", "student"):
         assert set(metrics[model]) == {"psnr_y", "ssim"}
         assert f"{metrics[model]['psnr_y']:.2f}" in result.out and f"{metrics[model]['ssim']:.4f}" in result.out
@@ -91,7 +91,7 @@ def test_qartsr_is_the_default_and_its_artefact_measures_as_the_run_did(run, mic
     result = run("eval.py", f"artefact={tmp_path / 'run'}", *data, f"hydra.run.dir={tmp_path / 'eval'}")
     assert result.code == 0, result.err
     ours, theirs = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("eval", "run"))
-    assert ours == {key: value for key, value in theirs.items() if key != "bytes"}
+    assert ours == {key: value for key, value in theirs.items() if key not in ("bytes", "cost", "seconds")}
 
 
 def test_a_teacher_is_trained_and_used(run, micro, tmp_path):
@@ -107,7 +107,7 @@ def test_a_teacher_is_trained_and_used(run, micro, tmp_path):
     assert result.code == 0, result.err
     weights = tmp_path / "t" / "teacher.safetensors"
     metrics = json.loads((tmp_path / "t" / "metrics.json").read_text())
-    assert list(metrics) == ["bicubic", "teacher", "images"]
+    assert list(metrics) == ["bicubic", "teacher", "images", "seconds"]
     options = ["method=minmax", "method.observation_steps=1", f"teacher.weights={weights}"]
     assert run("train.py", *tiny, *options, f"hydra.run.dir={tmp_path / 's'}").code == 0
 

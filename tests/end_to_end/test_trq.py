@@ -31,7 +31,13 @@ def test_a_run_leaves_the_curve_and_a_retimed_teacher(retrained):
     assert result.err == ""
     with Image.open(folder / "timesteps.png") as picture:
         assert min(picture.size) > 400
-    assert list(json.loads((folder / "metrics.json").read_text())) == ["bicubic", "before", "teacher", "images"]
+    assert list(json.loads((folder / "metrics.json").read_text())) == [
+        "bicubic",
+        "before",
+        "teacher",
+        "images",
+        "seconds",
+    ]
     assert "before" in result.out
 
 

@@ -69,7 +69,18 @@ class TestTrain:
     def test_metrics(self, quantvsr):
         folder, result = quantvsr
         metrics = metrics_of(folder)
-        assert list(metrics) == ["bicubic", "teacher", "student", "fidelity_psnr", "gt", "clips", "bytes"]
+        assert list(metrics) == [
+            "bicubic",
+            "teacher",
+            "student",
+            "fidelity_psnr",
+            "gt",
+            "clips",
+            "absent",
+            "cost",
+            "bytes",
+            "seconds",
+        ]
         for model in ("bicubic", "teacher", "student"):
             assert set(metrics[model]) >= {"psnr_y", "ssim", "warping"}
             assert f"{metrics[model]['psnr_y']:.2f}" in result.out and f"{metrics[model]['warping']:.3f}" in result.out
@@ -113,7 +124,8 @@ class TestEval:
         result = run("eval.py", f"artefact='{folder / which}'", *motion, f"hydra.run.dir={tmp_path}")
         assert result.code == 0, result.err
         expected = metrics_of(folder)
-        del expected["bytes"]
+        for of_the_run in ("bytes", "cost", "seconds"):
+            del expected[of_the_run]
         assert metrics_of(tmp_path) == expected
         names = [row["name"] for row in rows_of(tmp_path / "clips.csv")]
         written = {path.name for path in (tmp_path / "images").iterdir()}

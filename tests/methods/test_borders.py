@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quantsr.methods.borders import recorded, replayed, tensor_of
+from quantsr.methods.borders import call_of, recorded, replayed, tensor_of
 
 
 @pytest.fixture
@@ -52,3 +52,23 @@ def test_afterwards_blocks_compute_again(teacher, blocks):
 def test_attention_blocks_give_a_tuple():
     x = torch.ones(2)
     assert tensor_of(x) is x and tensor_of((x,)) is x
+
+
+def test_a_model_runs_up_to_a_block_and_no_further(teacher, blocks):
+    latent, block, ran = torch.randn(1, 4, 16, 16), "unet.mid_block.attentions.0", []
+    with recorded(teacher, [block]) as outputs:
+        teacher.denoise(latent)
+    for name in blocks:
+        teacher.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    call = call_of(teacher, block, lambda: teacher.denoise(latent))
+    assert ran == blocks[: blocks.index(block)]
+    assert torch.equal(call.of(teacher, block), tensor_of(outputs[block]))
+    assert not call.args[0].requires_grad
+    ran.clear()
+    teacher.denoise(latent)
+    assert ran == blocks
+
+
+def test_a_block_that_does_not_run_is_named(teacher):
+    with pytest.raises(ValueError, match=r"vae\.quant_conv does not run"):
+        call_of(teacher, "vae.quant_conv", lambda: teacher.denoise(torch.randn(1, 4, 16, 16)))

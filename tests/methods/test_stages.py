@@ -10,11 +10,11 @@ from torch.optim import SGD
 
 from quantsr.errors import UserError
 from quantsr.methods.base import StagedModule
-from quantsr.methods.stages import Group, Stage, constant, drop_half_way, warm_cosine
+from quantsr.methods.stages import Group, Stage, constant, cosine, drop_half_way, linear, warm_cosine
 
 
 class TestStage:
-    @pytest.mark.parametrize("schedule", [constant, drop_half_way, warm_cosine])
+    @pytest.mark.parametrize("schedule", [constant, cosine, drop_half_way, linear, warm_cosine])
     def test_schedules_stay_in_range(self, schedule):
         assert all(0 < schedule(step / 100) <= 1 for step in range(100))
 
@@ -25,6 +25,12 @@ class TestStage:
         factors = [warm_cosine(step / 1000) for step in range(1000)]
         assert factors[0] < 0.02 and max(factors) > 0.99 and factors[-1] == pytest.approx(0.01, abs=1e-3)
         assert factors[20:] == sorted(factors[20:], reverse=True)
+
+    @pytest.mark.parametrize("schedule", [cosine, linear])
+    def test_schedules_without_warm_up_fall_from_one_to_nothing(self, schedule):
+        factors = [schedule(step / 1000) for step in range(1000)]
+        assert factors[0] == 1 and factors[500] == pytest.approx(0.5) and factors[-1] < 2e-3
+        assert factors == sorted(factors, reverse=True)
 
     def parameters(self) -> list[nn.Parameter]:
         return [nn.Parameter(torch.tensor(values)) for values in ([3.0, 4.0], [0.0, 0.0], [0.01])]
@@ -45,6 +51,18 @@ class TestStage:
 
     def test_absolute_learning_rate_is_the_same_for_all(self):
         assert self.rates(Stage("s", 4, lambda batch: None, [Group(self.parameters(), 0.1)])) == [0.1, 0.1, 0.1]
+
+    @pytest.mark.parametrize("relative", [False, True])
+    def test_learning_rate_can_be_relative_to_another_tensor(self, relative):
+        """To what it holds when the stage starts, not when the stage is made."""
+        first, *others = self.parameters()
+        reference = torch.zeros(2)
+        groups = [Group([first], 0.1), Group(others, 0.1, reference)]
+        stage = Stage("s", 4, lambda batch: None, groups, drop_half_way, relative=relative)
+        reference.copy_(torch.tensor([-2.0, 4.0]))
+        expected = [0.1 * math.sqrt(12.5) if relative else 0.1, 0.3, 0.3]
+        assert self.rates(stage) == pytest.approx(expected)
+        assert self.rates(stage, step=3) == pytest.approx([0.2 * rate for rate in expected])
 
     def test_every_group_has_its_own_learning_rate(self):
         fast, *slow = self.parameters()

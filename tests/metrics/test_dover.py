@@ -10,11 +10,12 @@ from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
 from quantsr.errors import UserError
 from quantsr.metrics import dover
-from quantsr.metrics.dover import Dover, fused, missing
+from quantsr.metrics.dover import Dover, fused
 from quantsr.metrics.dover_networks import (
     DoverNetwork,
     FragmentAttention,
 )
+from quantsr.metrics.weights import missing
 
 
 def authors_name(name: str) -> str:
@@ -75,14 +76,16 @@ def metric(hub) -> Dover:
 
 class TestWeights:
     def test_nothing_is_missing(self, hub):
-        assert missing() is None
+        assert missing("dover") is None
 
-    def test_missing_weights_are_named_with_where_they_come_from(self, empty_hub):
-        file = empty_hub / "checkpoints" / "DOVER.pth"
-        assert missing() == f"no weights at {file} ({dover.URL})"
+    def test_missing_weights_are_named(self, empty_hub):
         with pytest.raises(UserError) as error:
             Dover()
-        assert str(file) in str(error.value) and dover.URL in str(error.value)
+        assert str(error.value) == f"dover cannot be measured: {missing('dover')}"
+        assert str(empty_hub / "checkpoints") in str(error.value) and "DOVER.pth" in str(error.value)
+
+    def test_they_may_lie_in_a_folder_that_is_named(self, hub, empty_hub):
+        Dover(hub / "checkpoints")
 
     @pytest.mark.parametrize("content", [b"", b"no weights"], ids=["empty", "text"])
     def test_unreadable_weights(self, empty_hub, content):

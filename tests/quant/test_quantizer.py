@@ -77,7 +77,8 @@ def test_bounds_can_be_set_and_forget_what_was_there():
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_values_have_as_many_levels_as_the_bits_allow(bits, range_kind):
     x = torch.linspace(-1, 2, 5000)[None]
-    y = fitted(AffineSpec(bits, range=range_kind), x)(x)
+    # The mean magnitude, where a step starts, would put most levels outside of values so evenly spread.
+    y = fitted(AffineSpec(bits, range=range_kind, clipping=range_kind == "step"), x)(x)
     assert 2**bits - 1 <= len(y.unique()) <= 2**bits
 
 
@@ -168,7 +169,7 @@ def test_the_type_of_the_input_is_kept(dtype, range_kind):
 @pytest.mark.parametrize("value", [0.0, 2.5, -1e-3])
 def test_a_constant_tensor_stays_itself(range_kind, value):
     x = torch.full((3, 4), value, requires_grad=True)
-    y = fitted(AffineSpec(4, range=range_kind), x)(x)
+    y = fitted(AffineSpec(4, range=range_kind, clipping=range_kind == "step"), x)(x)
     torch.testing.assert_close(y, x, rtol=1e-6, atol=1e-7)
     y.sum().backward()
     assert x.grad.isfinite().all()
@@ -193,32 +194,106 @@ def test_both_learned_bounds_get_the_gradient_of_the_formulas():
 
 
 STEPS = {  # granularity, sizes, rows: elements that share a step
-    "tensor": ("tensor", (1,), 1, 24 * 5),
-    "row": ("channel", (1,), 24, 5),
-    "row_and_half": ("channel", (2, 3), 24, 2),  # the two parts have 2.5 elements on average
+    "activation": ("tensor", (1,), 1, 5),
+    "weight": ("tensor", (1,), 24, 24 * 5 * 7),
+    "row": ("channel", (1,), 24, 5 * 7),
+    "row_and_half": ("channel", (2, 3), 24, 2.5 * 7),  # on average
 }
 
 
-@pytest.mark.parametrize(("granularity", "sizes", "rows", "n"), STEPS.values(), ids=STEPS.keys())
-@pytest.mark.parametrize("bits", [2, 4])
-def test_the_gradient_of_a_learned_step_is_scaled_as_lsq_says(bits, granularity, sizes, rows, n):
-    spec = AffineSpec(bits, symmetric=True, granularity=granularity, range="step")
-    x = torch.randn(24, 5)
-    quantizer = fitted(spec, x, sizes, rows=rows)
-    with torch.no_grad():
-        quantizer.scale.mul_(0.6)
-    quantizer(x).square().sum().backward()
+class TestStep:
+    """LSQ, section 2."""
 
-    step = quantizer.scale.detach().clone().requires_grad_()
-    spread = quantizer._spread(step, x)
-    fake_quantize(x, spread, torch.zeros_like(spread), spec.qmin, spec.qmax).square().sum().backward()
-    torch.testing.assert_close(quantizer.scale.grad, step.grad / (n * spec.qmax) ** 0.5)
+    @pytest.mark.parametrize(("granularity", "sizes", "rows", "n"), STEPS.values(), ids=STEPS.keys())
+    @pytest.mark.parametrize("bits", [2, 4])
+    def test_the_gradient_is_that_of_equation_3_scaled_as_the_paper_says(self, bits, granularity, sizes, rows, n):
+        spec = AffineSpec(bits, symmetric=True, granularity=granularity, range="step")
+        x, cotangent = torch.randn(24, 5, 7), torch.randn(24, 5, 7)
+        quantizer = fitted(spec, x, sizes, rows=rows)
+        with torch.no_grad():
+            quantizer.scale.mul_(0.6)
+        slopes = []
+        for element, amount in zip(
+            x.flatten(), quantizer._spread(quantizer.scale, x).expand_as(x).flatten(), strict=True
+        ):
+            v = (element / amount).item()
+            slopes.append(spec.qmin if v <= spec.qmin else spec.qmax if v >= spec.qmax else round(v) - v)
+        gradient = cotangent * torch.tensor(slopes).view_as(x) / (n * spec.qmax) ** 0.5
+        (quantizer(x) * cotangent).sum().backward()
+        pieces = gradient.split(sizes if len(sizes) > 1 else 5, 1)
+        if granularity == "channel":
+            expected = torch.stack([piece.sum((1, 2)) for piece in pieces], 1)
+        else:
+            expected = gradient.sum()[None]
+        torch.testing.assert_close(quantizer.scale.grad, expected, rtol=1e-4, atol=1e-5)
 
+    def test_no_gradient_passes_beyond_the_last_codes(self):
+        """Equation 5: x / s = 7.3 rounds to the last code 7, but is clipped."""
+        quantizer = fitted(AffineSpec(4, symmetric=True, range="step"), torch.randn(2, 3))
+        with torch.no_grad():
+            quantizer.scale.fill_(0.5)
+        x = (0.5 * torch.tensor([[-9.0, -8.2, -7.8, 0.2, 6.9, 7.3, 9.0]])).requires_grad_()
+        quantizer(x).sum().backward()
+        assert x.grad.tolist() == [[0, 0, 1, 1, 1, 0, 0]]
 
-def test_scaling_the_gradient_of_a_step_does_not_change_its_value():
-    x = torch.randn(8, 8)
-    quantizer = fitted(AffineSpec(4, range="step"), x)
-    assert torch.equal(quantizer.part_qparams(x)[0], quantizer.scale)
+    def test_clipping_first_does_not_change_the_value(self):
+        for dtype in (torch.float32, torch.bfloat16):
+            x = (3 * torch.randn(64, 64)).to(dtype)
+            quantizer = fitted(AffineSpec(8, range="step"), x)
+            trained = quantizer(x)
+            assert trained.requires_grad
+            with torch.no_grad():
+                quantizer.scale.requires_grad_(False)
+                assert torch.equal(quantizer(x), trained)
+
+    def test_scaling_the_gradient_does_not_change_the_value(self):
+        x = torch.randn(8, 8)
+        quantizer = fitted(AffineSpec(4, range="step"), x)
+        assert torch.equal(quantizer.part_qparams(x)[0], quantizer.scale)
+
+    @pytest.mark.parametrize("axis", [1, -1])
+    def test_the_gradient_is_the_same_for_a_tensor_in_pieces(self, axis):
+        """Attention products are computed in pieces; neither do more or larger images count more for one another."""
+        x = torch.randn(2, 4, 6, 4)
+        whole, pieces = (fitted(AffineSpec(4, range="step"), x, axis=axis) for _ in range(2))
+        whole(x).square().sum().backward()
+        for piece in x.split(2, 2):
+            pieces(piece).square().sum().backward()
+        torch.testing.assert_close(pieces.scale.grad, whole.scale.grad)
+
+    @pytest.mark.parametrize("bits", [2, 4, 8])
+    def test_it_starts_at_twice_the_mean_magnitude(self, bits):
+        """Section 2.1, with Q_P = 2^(b-1) - 1 for signed codes and 2^b - 1 for values without sign."""
+        w = torch.randn(3, 8, 3, 3)
+        signed = fitted(AffineSpec(bits, symmetric=True, granularity="channel", range="step"), w, rows=3)
+        expected = 2 * w.abs().mean((1, 2, 3)) / (2 ** (bits - 1) - 1) ** 0.5
+        torch.testing.assert_close(signed.scale[:, 0], expected)
+        x = torch.rand(4, 8)
+        unsigned = fitted(AffineSpec(bits, range="step"), x)
+        torch.testing.assert_close(unsigned.scale[0], 2 * x.mean() / (2**bits - 1) ** 0.5)
+
+    def test_it_starts_at_the_bounds_of_least_error_where_these_are_asked_for(self):
+        x = torch.randn(4, 512)
+        step, bounds = (fitted(AffineSpec(4, range=kind, clipping=True), x) for kind in ("step", "minmax"))
+        assert torch.equal(step(x), bounds(x))
+
+    @pytest.mark.parametrize("momentum", [None, 0.5])
+    def test_the_zero_point_is_that_of_all_batches(self, momentum):
+        """The last batch alone, without negative values, would give 0."""
+        quantizer = Quantizer(AffineSpec(4, range="step", momentum=momentum))
+        for batch in ([-5.0, 10.0], [1.0, 10.0]):
+            quantizer.record(torch.tensor([batch]))
+            settle(quantizer)
+        lower = torch.tensor(-5.0 if momentum is None else -2.0)
+        expected = qparams(lower, torch.tensor(10.0), 0, 15)[1]
+        assert expected > 0 and quantizer.part_qparams(torch.zeros(1, 2))[1].item() == expected
+
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_zero_has_a_code_even_where_no_value_is_near_it(self, sign):
+        x = sign * torch.linspace(5, 6, 20)[None]
+        quantizer = fitted(AffineSpec(4, range="step"), x)
+        assert quantizer.part_qparams(x)[1].item() == (0 if sign > 0 else 15)
+        assert quantizer(torch.zeros(1, 3)).tolist() == [[0, 0, 0]]
 
 
 def test_dynamic_bounds_have_no_gradient():

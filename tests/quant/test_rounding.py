@@ -8,7 +8,7 @@ from quantsr.quant.folded import FoldedLayer
 from quantsr.quant.layer import QuantizedLayer
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import LayerRecipe
-from quantsr.quant.rounding import AdaptiveRounding, StoredRounding, rounding_of
+from quantsr.quant.rounding import AdaptiveRounding, StoredRounding, annealed_beta, rounding_of
 from quantsr.quant.spec import AffineSpec
 
 SPEC = AffineSpec(3, granularity="channel", momentum=None)
@@ -71,6 +71,20 @@ class TestAdaptive:
             adaptive.indecision(beta).backward()
             slopes.append(adaptive.logits.grad.abs().sum())
         assert slopes[1] > 100 * slopes[0]
+
+    def test_the_share_that_has_decided(self, adaptive):
+        nn.init.zeros_(adaptive.logits)
+        assert adaptive.decided() == 0
+        adaptive.logits.data[:3] = torch.tensor([-9.0, 9.0]).repeat(5)
+        assert adaptive.decided() == 0.5
+        adaptive.harden()
+        assert adaptive.decided() == 1
+
+
+class TestAnnealing:
+    def test_beta_falls_on_a_straight_line_after_the_warm_up(self):
+        assert [annealed_beta(progress) for progress in (0.0, 0.19)] == [None, None]
+        assert [annealed_beta(progress) for progress in (0.2, 0.6, 1.0)] == pytest.approx([20, 11, 2])
 
 
 class TestStored:

@@ -161,3 +161,33 @@ def test_retiming_to_an_impossible_timestep_is_refused_and_changes_nothing(teach
     with pytest.raises(ValueError, match="timestep must be from 0 to 999"):
         teacher.retime(timestep)
     assert (teacher.timestep, teacher.config["timestep"], teacher.signal) == (499, 499, signal)
+
+
+def test_concatenations_are_where_the_denoiser_concatenates(teacher, monkeypatch):
+    """The shortcut takes the very tensor, the first convolution of its block what normalization makes of it."""
+    latent, joined, found, widths, cat = torch.randn(1, 4, 16, 16), {}, {}, {}, torch.cat
+
+    def noted(tensors, dim=0):
+        result = cat(tensors, dim)
+        if result.ndim == 4 and dim == 1:
+            joined[result.data_ptr()] = (result, tensors[0].shape[1])  # Kept: no other tensor takes its place.
+        return result
+
+    def note(name):
+        def hook(module, args):
+            widths[name] = args[0].shape[1]
+            if args[0].data_ptr() in joined:
+                found[name] = joined[args[0].data_ptr()][1]
+
+        return hook
+
+    monkeypatch.setattr(torch, "cat", noted)
+    for name, module in teacher.unet.named_modules():
+        if is_layer(module):
+            module.register_forward_pre_hook(note(f"unet.{name}"))
+    teacher.denoise(latent)
+    claimed, shortcut, first = teacher.concatenations(), "conv_shortcut", "conv1"
+    assert found and found == {name: channels for name, channels in claimed.items() if name.endswith(shortcut)}
+    behind = {name.replace(shortcut, first): channels for name, channels in found.items()}
+    assert behind == {name: channels for name, channels in claimed.items() if name.endswith(first)}
+    assert all(widths[name] == widths[name.replace(shortcut, first)] > claimed[name] for name in found)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from quantsr.color import COLOR_FIXES, fix_color
 from quantsr.flow import FlowEstimator, flow_estimator
-from quantsr.teachers.base import Noisy, Teacher
+from quantsr.teachers.base import Noisy
 from quantsr.teachers.mgldvsr.guidance import Motion, guide, motion
+from quantsr.teachers.mgldvsr.names import NamedModules
 from quantsr.teachers.mgldvsr.schedule import RespacedSchedule
 from quantsr.teachers.mgldvsr.structure import StructureEncoder
 from quantsr.teachers.mgldvsr.unet import VideoUNet
@@ -30,7 +31,7 @@ LATENT_TILE, LATENT_STRIDE = 64, 32
 IMAGE_TILE, IMAGE_STRIDE = 960, 750
 
 
-class MGLDVSRTeacher(Teacher):
+class MGLDVSRTeacher(NamedModules):
     """Ancestral sampling in a latent space, structured by the low-quality clip and guided by its optical flow.
 
     The noise is drawn from ``noise_seed``, the same for every clip (our choice): teacher and student then differ by
@@ -251,38 +252,6 @@ class MGLDVSRTeacher(Teacher):
             return self._decode(self._sample(tile), tile)
 
         return self._correct(tiled(restore_tile, [upscaled], IMAGE_TILE, IMAGE_STRIDE, "uniform"), upscaled)
-
-    # Names.
-
-    @property
-    def entrance(self) -> str:
-        return "unet.input_blocks.0.0"
-
-    @property
-    def exit(self) -> str:
-        return "unet.out.2"
-
-    def parts(self) -> dict[str, list[str]]:
-        return {
-            "encoder": ["vae.encoder", "vae.quant_conv"],
-            "denoiser": ["unet"],
-            "decoder": ["vae.post_quant_conv", "vae.decoder"],
-        }
-
-    def kept(self) -> list[str]:
-        """The structure encoder: QuantVSR quantizes the UNet alone."""
-        return ["structure"]
-
-    def sensitive(self) -> dict[str, list[str]]:
-        return {
-            "encoder": ["vae.quant_conv", "vae.encoder.conv_out"],
-            "denoiser": ["unet.time_embed.0", "unet.out.2"],
-            "decoder": ["vae.post_quant_conv", "vae.decoder.conv_out"],
-        }
-
-    def blocks(self) -> dict[str, list[str]]:
-        vae = {part: [f"vae.{name}" for name in names] for part, names in self.vae.blocks().items()}
-        return {**vae, "denoiser": [f"unet.{name}" for name in self.unet.blocks()]}
 
 
 def _per_clip(values: Tensor) -> Tensor:

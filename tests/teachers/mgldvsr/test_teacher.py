@@ -122,6 +122,36 @@ def test_entrance_and_exit_are_the_ends_of_the_denoiser(teacher, lq):
     assert torch.equal(left[0], epsilon.flatten(0, 1))
 
 
+def test_concatenations_are_where_the_denoiser_concatenates(teacher, lq, monkeypatch):
+    """The shortcut takes the very tensor, the first convolution of its block what normalization makes of it."""
+    latent, joined, found, widths, cat = teacher.encode(lq), {}, {}, {}, torch.cat
+
+    def noted(tensors, dim=0):
+        result = cat(tensors, dim)
+        if result.ndim == 4 and dim == 1:
+            joined[result.data_ptr()] = (result, tensors[0].shape[1])  # Kept: no other tensor takes its place.
+        return result
+
+    def note(name):
+        def hook(module, args):
+            widths[name] = args[0].shape[1]
+            if args[0].data_ptr() in joined:
+                found[name] = joined[args[0].data_ptr()][1]
+
+        return hook
+
+    monkeypatch.setattr(torch, "cat", noted)
+    for name, module in teacher.unet.named_modules():
+        if is_layer(module):
+            module.register_forward_pre_hook(note(f"unet.{name}"))
+    teacher.denoise(latent)
+    claimed, shortcut, first = teacher.concatenations(), "skip_connection", "in_layers.2"
+    assert found and found == {name: channels for name, channels in claimed.items() if name.endswith(shortcut)}
+    behind = {name.replace(shortcut, first): channels for name, channels in found.items()}
+    assert behind == {name: channels for name, channels in claimed.items() if name.endswith(first)}
+    assert all(widths[name] == widths[name.replace(shortcut, first)] > claimed[name] for name in found)
+
+
 # Copies and files
 
 

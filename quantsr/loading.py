@@ -1,0 +1,70 @@
+"""Checkpoints and artefacts to models."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from quantsr.deploy.artefact import load_student, read_config
+from quantsr.errors import UserError
+from quantsr.methods.quantization import QuantizationMethod
+from quantsr.quant.folded import fold
+from quantsr.teachers.base import Teacher
+from quantsr.teachers.files import load_teacher
+
+
+def build_teacher(cfg: DictConfig) -> Teacher:
+    """The teacher of a configuration, from plain lists and dicts: its arguments are written to its file."""
+    return instantiate(cfg.teacher, _convert_="all")
+
+
+def load_models(artefact: str | Path, teacher: str | None = None) -> tuple[Teacher, Teacher]:
+    """Student and teacher of an artefact folder, a run folder, or a checkpoint in a run folder.
+
+    Args:
+        artefact: one of these.
+        teacher: weights of the teacher; None takes the one that the artefact names. A checkpoint has its own.
+
+    Raises:
+        UserError: there is nothing of the kind, or it cannot be read.
+    """
+    path = Path(artefact).expanduser()
+    if path.suffix == ".ckpt":
+        return load_checkpoint_models(path)
+    student = load_student(path)
+    return student, load_teacher(teacher if teacher is not None else read_config(path)["teacher"])
+
+
+def load_checkpoint_models(path: Path) -> tuple[Teacher, Teacher]:
+    """Student and teacher of a checkpoint, built from the configuration in its run folder."""
+    checkpoint = read_checkpoint(path)
+    config = path.parent.parent / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"a checkpoint is read with its run's configuration, which is not at {config}")
+    cfg = OmegaConf.load(config)
+    teacher = build_teacher(cfg)
+    method = instantiate(cfg.method, teacher=teacher)
+    if not isinstance(method, QuantizationMethod):
+        raise UserError(f"{path} holds no student but a teacher in training: its run leaves a teacher.safetensors")
+    method.on_load_checkpoint(checkpoint)
+    method.load_state_dict(checkpoint["state_dict"])
+    return fold(method.student).freeze(), teacher
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The checkpoint at ``path``.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it is not one of ours.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"no checkpoint at ckpt_path={path}: a run keeps its last one in RUN/checkpoints/last.ckpt")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
+    if "quantsr" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint of quantsr: it has no entry 'quantsr'")
+    return checkpoint
