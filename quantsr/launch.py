@@ -178,7 +178,7 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from quantsr.callbacks.wandb import log_comparison
-        from quantsr.report import print_report, read_jobs, write_report
+        from quantsr.report import comparison_images, print_report, read_jobs, write_report
 
         folder = Path(config.hydra.sweep.dir)
         with one_sentence():  # Hydra would make a warning of an exception.
@@ -188,6 +188,7 @@ class SweepTable(Callback):
             if finished:
                 print_report(*write_report(runs, folder))
                 if "wandb" in config.get("logger", {}):
+                    comparison_images([folder], folder)
                     log_comparison(folder, folder.name, config.logger.wandb.project)
         print(f"sweep    {folder}")
         if failed:

@@ -223,7 +223,9 @@ class QDiffusion(QuantizationMethod):
         with table.open("w", newline="") as file:
             csv.writer(file).writerows([("block", "decided"), *self.decided.items()])
         mean, least = sum(self.decided.values()) / len(self.decided), min(self.decided.values())
-        print(f"rounding {mean:.1%} of the weights had decided before hardening, in the last decided block {least:.1%}")
+        print(
+            f"rounding {mean:.1%} of the weights had decided before hardening, in the least decided block {least:.1%}"
+        )
         return {"rounding_table": table}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from quantsr.errors import UserError
 
 DEPTH = 3  # of run folders below a given one: runs/DATE/TIME_sweep/N_NAME
 MARKS = ("metrics.json", "failed", "config.yaml", ".hydra")  # One of them makes a folder a run folder.
+SKIPPED = (".", "wandb")  # W&B has a config.yaml of its own in its folders.
 NAMED = ("method", "teacher", "data", "seed")  # Read from the configuration: a default counts as much as an override.
 IRRELEVANT = ("bits", "logger", "name", "run_dir", "cache_dir", "ckpt_path", "checkpoint_every")
 MEASURED = ("artefact", "outputs")  # What a run of eval.py measures.
@@ -80,7 +81,7 @@ def _run_folders(path: Path, depth: int) -> Iterable[Path]:
     if any((path / mark).exists() for mark in MARKS):
         yield path
     elif depth > 0:
-        below = (entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        below = (entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(SKIPPED))
         for folder in sorted(below, key=_natural):
             yield from _run_folders(folder, depth - 1)
 

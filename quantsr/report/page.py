@@ -75,7 +75,6 @@ def _section(table: Table, section: Section, pictures: Pictures) -> dict[str, An
     samples, problems = read_samples(section)
     return {
         "title": title(section),
-        "data": section.data,
         "columns": table.columns_of(section),
         "references": section.references,
         "groups": section.groups,
@@ -126,7 +125,7 @@ def _whole(version: Version, sample: Sample, place: Place) -> np.ndarray:
 
 
 def _compared(sample: Sample, pictures: Pictures) -> dict[str, Any]:
-    """All versions of a sample in full, for the slider; of a clip the frame in which the fewest bits differ most."""
+    """All versions of a sample in full, for the slider; of a clip the frame in which methods differ most."""
     place = find_place(sample, list(sample.students)[-1])
     versions = [*sample.references, *(version for own in sample.students.values() for version in own)]
     students = [version for own in sample.students.values() for version in own]

@@ -4,11 +4,14 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from quantsr.methods.efficientdm import EfficientDM
+from quantsr.methods.lsq import LSQ
 from quantsr.methods.minmax import MinMax
 from quantsr.methods.passionsr import PassionSR
 from quantsr.methods.qartsr import QArtSR
 from quantsr.methods.quantvsr import QuantVSR
 from quantsr.methods.teacher import TeacherTraining
+from quantsr.quant.spec import Bits
 from tests.conftest import micro_teacher, micro_video_teacher
 
 STAGES = [
@@ -134,4 +137,18 @@ def test_teacher(whole, fit):
     end, folder = run_whole(whole, "teacher", build(), lambda *a, **o: fit(*a, random_crops=True, **o))
     resumed = build()
     fit(resumed, ckpt_path=folder / "teacher.ckpt", random_crops=True)
+    assert_same(state(resumed), end)
+
+
+@pytest.mark.parametrize("stage", ["ranges", "ranges-end", "training"])
+@pytest.mark.parametrize(
+    ("kind", "name", "extra"),
+    [(LSQ, "steps", {}), (EfficientDM, "distillation", {"rank": 2, "update_lr": 0.1, "relative_lr": True})],
+    ids=["lsq", "efficientdm"],
+)
+def test_learned_steps(whole, teacher, fit, kind, name, extra, stage):
+    options = {"parts": ["denoiser"], "observation_steps": 2, "steps": 3} | extra
+    end, folder = run_whole(whole, kind.__name__, kind(teacher, Bits(4, 4), **options), fit)
+    resumed = kind(teacher, Bits(4, 4), **options)
+    fit(resumed, ckpt_path=folder / f"{name if stage == 'training' else stage}.ckpt")
     assert_same(state(resumed), end)

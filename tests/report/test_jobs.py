@@ -17,8 +17,6 @@ def labels(jobs: list[Job]) -> list[str]:
 class TestFinding:
     def test_a_run_a_sweep_and_a_folder_of_sweeps(self, make_run, tmp_path):
         run = make_run()
-        (tmp_path / "sweep" / ".submitit" / "x").mkdir(parents=True)
-        (tmp_path / "sweep" / ".submitit" / "x" / "failed").write_text("no job")
         for folder in (run, run.parent, tmp_path):
             assert [job.folder for job in read_jobs([folder])] == [run]
 
@@ -30,6 +28,13 @@ class TestFinding:
         run = make_run()
         (run / "artefact").mkdir()
         (run / "artefact" / "config.yaml").write_text("")
+        assert len(read_jobs([run.parent])) == 1
+
+    def test_what_loggers_and_launchers_leave_in_a_sweep_is_no_run(self, make_run):
+        run = make_run()
+        for other in ("wandb/run-1/files", ".submitit/1"):
+            (run.parent / other).mkdir(parents=True)
+            (run.parent / other / "config.yaml").write_text("a: 1")
         assert len(read_jobs([run.parent])) == 1
 
     def test_jobs_come_in_the_order_of_their_numbers(self, make_run, tmp_path):

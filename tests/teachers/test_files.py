@@ -8,11 +8,12 @@ from quantsr.data.images import ImagesDataModule
 from quantsr.data.motion import MotionDataModule
 from quantsr.data.photos import PhotosDataModule
 from quantsr.errors import UserError
-from quantsr.evaluation import measure, on_device
+from quantsr.evaluation import measure
 from quantsr.metrics.fidelity import psnr_y
 from quantsr.teachers.files import PACKAGED, load_teacher, save_teacher
 from quantsr.teachers.mgldvsr import MGLDVSRTeacher
 from quantsr.teachers.one_step import OneStepTeacher
+from quantsr.upscaling import on_device
 from tests.conftest import micro_teacher
 
 
