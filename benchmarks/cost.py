@@ -15,7 +15,6 @@ import argparse
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from rich import print as show
 from rich.table import Table
 
@@ -24,6 +23,8 @@ from quantsr.methods.passionsr import PassionSR
 from quantsr.methods.qartsr import QArtSR
 from quantsr.methods.quantization import QuantizationMethod
 from quantsr.methods.quantvsr import QuantVSR
+from quantsr.methods.quarot import QuaRot
+from quantsr.methods.svdquant import SVDQuant
 from quantsr.metrics.cost import Cost, cost
 from quantsr.quant.spec import Bits
 from quantsr.teachers.base import Teacher
@@ -36,9 +37,14 @@ METHODS: dict[str, type[QuantizationMethod]] = {
     "minmax": MinMax,
     "passionsr": PassionSR,
     "qartsr": QArtSR,
+    "svdquant": SVDQuant,
+    "quarot": QuaRot,
     "quantvsr": QuantVSR,
 }
-OF_TEACHER = {"osediff": ["minmax", "passionsr", "qartsr"], "mgldvsr": ["quantvsr"]}
+OF_TEACHER = {
+    "osediff": ["minmax", "passionsr", "qartsr", "svdquant"],
+    "mgldvsr": ["minmax", "quarot", "svdquant", "quantvsr"],
+}
 REPORTED = {("mgldvsr", "quantvsr", "w4a4"): ("84.39", "82.56")}
 """Shares of parameters and operations that are saved, in percent, from the papers."""
 
@@ -59,17 +65,12 @@ STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
     },
 }
 """The networks of Stable Diffusion 2.1-base, as arguments of diffusers' classes (their defaults say the rest)."""
-STAND_IN = {"block_out_channels": [32], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
 
 
 def osediff() -> OneStepTeacher:
-    """The image teacher: its noise schedule needs values, so that it is built small and then gets its networks."""
-    prompt_channels = STABLE_DIFFUSION["unet"]["cross_attention_dim"]
-    teacher = OneStepTeacher(vae={}, unet={**STAND_IN, "cross_attention_dim": prompt_channels})
+    """The image teacher."""
     with torch.device("meta"):
-        teacher.vae = AutoencoderKL(**STABLE_DIFFUSION["vae"])
-        teacher.unet = UNet2DConditionModel(**STABLE_DIFFUSION["unet"])
-    return teacher
+        return OneStepTeacher(**STABLE_DIFFUSION)
 
 
 def mgldvsr() -> MGLDVSRTeacher:

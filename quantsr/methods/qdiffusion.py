@@ -8,8 +8,7 @@ their own, weights and activations (section 4.2). The order and all figures are 
 """
 
 import csv
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +20,9 @@ from torch import Tensor, nn
 from quantsr.methods.borders import Call, call_of, recorded, replayed
 from quantsr.methods.distributed import gathered
 from quantsr.methods.quantization import PARTS, QuantizationMethod
+from quantsr.methods.reconstruction import Kept, power_error, weights_only
 from quantsr.methods.stages import Batch, Group, Stage, cosine
-from quantsr.quant.attention import QuantizedAttention
-from quantsr.quant.calibrate import mode, quantized_modules
+from quantsr.quant.calibrate import quantized_modules
 from quantsr.quant.layer import QuantizedLayer
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import AttentionRecipe, LayerRecipe, Rule
@@ -84,7 +83,7 @@ class QDiffusion(QuantizationMethod):
         self.blocks = [name for part in self.parts for name in blocks[part]]
         self.untouched = every[: every.index(self.blocks[0])]
         self.decided: dict[str, float] = {}
-        self._kept = _Kept()
+        self._kept = Kept()
 
     # The layer.
 
@@ -189,7 +188,7 @@ class QDiffusion(QuantizationMethod):
         stage, step = self.locate(self.step_index)
         slot = step % self.kept_batches
         if self._kept.stage != stage:
-            self._kept = _Kept(stage)
+            self._kept = Kept(stage)
         if slot == len(self._kept.batches):
             noisy = self.noisy(batch)
             self._kept.batches.append({"lq": batch["lq"], **({} if noisy is None else noisy._asdict())})
@@ -236,44 +235,4 @@ class QDiffusion(QuantizationMethod):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.decided, kept = checkpoint["quantsr"]["decided"], checkpoint["quantsr"]["kept"]
-        self._kept = _Kept(kept["stage"], kept["batches"][self.global_rank])
-
-
-class _Kept:
-    """The batches that a stage trains on, and what they look like at the border of its block.
-
-    Args:
-        stage: its number.
-        batches: ``lq``, and the fields of :class:`Noisy` where there are any.
-    """
-
-    def __init__(self, stage: int = -1, batches: list[Batch] | None = None):
-        self.stage, self.batches = stage, batches or []
-        self.examples: dict[int, tuple[Call, Tensor]] = {}
-
-
-@contextmanager
-def weights_only(model: nn.Module) -> Iterator[None]:
-    """Layers quantize their weights alone; inputs and attention products are in full precision.
-
-    In plain autograd: nothing is computed again in the backward pass, which may come after this context.
-    """
-    layers = [module for _, module in quantized_modules(model) if isinstance(module, QuantizedLayer)]
-    attentions = nn.ModuleList(m for _, m in quantized_modules(model) if isinstance(m, QuantizedAttention))
-
-    def forward(layer: QuantizedLayer):
-        return lambda x: layer.operation(x, layer.quantized_weight(), layer.bias)
-
-    for layer in layers:
-        layer.forward = forward(layer)  # type: ignore[method-assign]
-    try:
-        with mode(attentions, "full_precision"):
-            yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-def power_error(own: Tensor, target: Tensor, power: float) -> Tensor:
-    """|own - target|^power, summed over the channels (axis 1), averaged over everything else."""
-    return (own - target).abs().pow(power).sum(1).mean()
+        self._kept = Kept(kept["stage"], kept["batches"][self.global_rank])

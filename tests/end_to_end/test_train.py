@@ -119,17 +119,16 @@ def test_a_sweep_makes_a_folder_a_job_and_one_table_and_goes_on_after_a_failure(
     jobs = [f"{number}_minmax_w4a4_tiny_image" for number in range(3)]
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == jobs
     assert [(sweep / job / "metrics.json").is_file() for job in jobs] == [True, False, True]
-    rows = [line.split()[1:4:2] for line in result.out.splitlines() if line.startswith("│ ") and "bits." in line]
-    assert rows == [["0", "bits.weight=4"], ["2", "bits.weight=8"]]
-    table = list(csv.DictReader((sweep / "sweep.csv").open()))
-    assert [(row["job"], row["bits.weight"]) for row in table] == [(jobs[0], "4"), (jobs[2], "8")]
-    assert "| 2 | bits.weight=8 |" in (sweep / "sweep.md").read_text()
-    assert str(sweep / "sweep.csv") in result.out and str(sweep / "sweep.md") in result.out
+    table = list(csv.DictReader((sweep / "table.csv").open()))
+    assert [(row["bits"], row["method"]) for row in table][-2:] == [("w8a4", "minmax"), ("w4a4", "minmax")]
+    assert "| w8a4 | minmax |" in (sweep / "table.md").read_text()
+    assert all(str(sweep / name) in result.out for name in ("table.csv", "table.md", "table.tex", "report.html"))
+    assert f"{jobs[1]} (minmax w9a4 seed=0): failed" in (sweep / "report.html").read_text()
     for job in (jobs[0], jobs[2]):
         assert result.out.count(f"metrics  {sweep / job}") == 1
     assert result.code == 2
     assert "bits.weight must be a whole number from 2 to 8, not 9" in result.err
-    assert result.err.splitlines()[-1] == f"error: 1 of 3 jobs failed: {jobs[1]} (bits.weight=9)"
+    assert result.err.splitlines()[-1] == f"error: 1 of 3 jobs failed: {jobs[1]} (minmax w9a4 seed=0)"
     assert "Traceback" not in result.err
 
 
@@ -142,6 +141,6 @@ def test_a_sweep_over_any_keys_of_an_experiment(run_alone, micro, tmp_path):
     sweep = tmp_path / "sweep"
     result = run_alone("train.py", "-m", *options, "method.steps=1", "method.lr=0.01,0.02", f"hydra.sweep.dir={sweep}")
     assert result.code == 0, result.err
-    assert "│ 0 │ method.lr=0.01 " in result.out and "│ 1 │ method.lr=0.02 " in result.out
-    table = list(csv.DictReader((sweep / "sweep.csv").open()))
-    assert [row["method.lr"] for row in table] == ["0.01", "0.02"]
+    assert "teacher lr=0.01" in result.out and "teacher lr=0.02" in result.out
+    table = list(csv.DictReader((sweep / "table.csv").open()))
+    assert [row["method.lr"] for row in table] == ["", "0.01", "0.02"]  # The first is bicubic.
