@@ -131,18 +131,24 @@ def _latex_cell(cell: Cell) -> str:
     return {1: f"\\textbf{{{text}}}", 2: f"\\underline{{{text}}}"}.get(cell.rank, text)
 
 
+LONGEST_METHOD = len("efficientdm")
+
+
 def print_tables(table: Table) -> None:
-    """Print the table. Where the terminal is narrow, only the labels and headings are wrapped."""
+    """Print the table, of the costs only the size: the files have the others.
+
+    Where the terminal is narrow, only the labels and headings are wrapped.
+    """
     from rich.console import Console
     from rich.table import Table as Grid
     from rich.text import Text
 
     console = Console()
     for section in table.sections:
-        columns = table.columns_of(section)
+        columns = [column for column in table.columns_of(section) if column.better or column.key == "megabytes"]
         grid = Grid(title=Text(title(section)), title_justify="left")
         grid.add_column("bits", no_wrap=True)
-        grid.add_column("method", overflow="fold")
+        grid.add_column("method", overflow="fold", min_width=LONGEST_METHOD)
         for column in columns:
             grid.add_column(Text("\n".join(column.title.split())), justify="right", no_wrap=True)
         before = ""

@@ -234,7 +234,7 @@ def test_a_video_teacher_is_trained_and_its_file_loads(run, motion, tmp_path):
     assert result.code == 0, result.err
     assert "autoencoder 2, teacher 2" in result.out and result.err == ""
     metrics = metrics_of(tmp_path)
-    assert list(metrics) == ["bicubic", "teacher", "gt", "clips"]
+    assert list(metrics) == ["bicubic", "teacher", "gt", "clips", "absent", "seconds"]
     teacher = load_teacher(tmp_path / "teacher.safetensors")
     assert (teacher.kind, teacher.frames, teacher.steps) == ("mgldvsr", 3, 2)
     with torch.no_grad():

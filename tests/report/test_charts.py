@@ -99,7 +99,7 @@ class TestTradeoff:
 
     def test_against_parameters_saved_where_there_is_no_file(self, make_run, tmp_path):
         metrics = {key: value for key, value in METRICS.items() if key != "bytes"}
-        make_run(metrics=metrics | {"cost": {"parameters_saved": 0.8}})
+        make_run(metrics=metrics | {"cost": {"denoiser_parameters_saved": 0.8}})
         assert self.charts(tmp_path)[0].lines[0].points == [(80.0, 23.391)]
 
     def test_without_a_size_there_is_nothing_to_draw(self, make_run, tmp_path):

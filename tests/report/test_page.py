@@ -46,7 +46,7 @@ def outputs(*color: int, frames: int = 0) -> dict[str, dict[str, np.ndarray]]:
 def report(make_run, tmp_path) -> Path:
     """Red and green methods at two bits on images, one method on clips, a long option, curves, a failure."""
     losses = [(step, f"stage {step // 5}", 1 / (step + 1)) for step in range(10)]
-    cost = {"parameters_saved": 0.84, "operations_saved": 0.82}
+    cost = {"denoiser_parameters_saved": 0.84, "denoiser_operations_saved": 0.82}
     for number, bits in enumerate(("w4a4", "w2a2")):
         shade = 255 - 100 * number
         red, green = (student(v, cost=cost, seconds=9, absent={"lpips": ODD}) for v in (22.0 - number, 23.0 - number))
