@@ -2,9 +2,9 @@
 
     y = Qa(x) * Qw(W + F1 F2) + b
 
-The update is merged before quantization (section 3.1): it costs nothing at inference. Its learning rate follows the
-weight's quantization step, layer by layer (scale-aware optimization, section 3.2): an update that is small beside the
-step changes no code. All steps are learned as well. What the paper leaves open is taken from its authors' code.
+The update is merged before quantization: it costs nothing at inference. Its learning rate follows the weight's
+quantization step, layer by layer (scale-aware optimization): an update that is small beside the step changes no code.
+All steps are learned as well. What the paper leaves open is taken from its authors' code.
 """
 
 from collections.abc import Sequence

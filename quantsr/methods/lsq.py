@@ -32,7 +32,8 @@ class LSQ(QuantizationMethod):
         teacher, bits, parts, observation_steps, attention, seed: see :class:`QuantizationMethod`.
         steps: training steps, all parts together.
         lr: Adam's learning rate, relative to each step's size. The paper: SGD at 1e-2 for all layers. Unlike those of
-            its networks, activations here differ by orders of magnitude (our choice).
+            its networks, activations here differ by orders of magnitude (our choice). Adam divides most of the
+            gradient's scale out again.
     """
 
     def __init__(

@@ -4,7 +4,7 @@
 
 V is trained so that a block answers as the teacher's does (BRECQ, arXiv 2102.05426), with AdaRound's annealed
 regularizer (arXiv 2004.10568). Where the hidden state and a skip connection are concatenated, the two have bounds of
-their own, weights and activations (section 4.2). The order and all figures are those of the released code.
+their own, weights and activations. The order and all figures are those of the released code.
 """
 
 import csv

@@ -2,7 +2,7 @@
 
     y = Qa((x / s) H) * Qw(H^T (W s)) + b        s = max|x|^alpha / max|W|^(1 - alpha)
 
-The static-dynamic channel balance of section 4.2: s, from calibration data, takes what is always there of the imbalance
+The static-dynamic channel balance: s, from calibration data, takes what is always there of the imbalance
 between channels; the rotation H takes what changes from step to step.
 """
 
