@@ -59,12 +59,18 @@ def missing(metric: str, weights_dir: str | Path | None = None) -> str | None:
     """Which weights of a metric are not there, where they were looked for and how to get them; None if all are."""
     there = found(metric, weights_dir)
     lost = [
-        f"no {Path(place).name} in {' or '.join(str(folder) for folder in _folders(place, weights_dir))} "
+        f"no {Path(place).name} in {' or '.join(map(_shown, _folders(place, weights_dir)))} "
         f"(put {url}{Path(place).name} there)"
         for place, url in URLS[metric].items()
         if place not in there
     ]
     return "; ".join(lost) or None
+
+
+def _shown(folder: Path) -> str:
+    """A folder as it is written in messages and tables, which others read too."""
+    home = Path.home()
+    return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
 
 
 def _folders(place: str, weights_dir: str | Path | None) -> list[Path]:
