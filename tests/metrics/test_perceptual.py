@@ -96,6 +96,11 @@ class TestWeights:
         with pytest.raises(UserError, match=r"metrics.weights_dir=.*nowhere is no folder"):
             missing("niqe", folder / "nowhere")
 
+    def test_a_folder_at_home_is_written_from_there(self, hub, folder, monkeypatch):
+        monkeypatch.setattr(Path, "home", lambda: folder.parent)
+        sentence = missing("niqe", folder)
+        assert "~/weights or ~/hub/pyiqa" in sentence and str(folder) not in sentence
+
     def test_names_and_addresses_are_those_of_pyiqa(self):
         from pyiqa.archs import clip_model, dists_arch, inception, lpips_arch, maniqa_arch, musiq_arch, niqe_arch
 
