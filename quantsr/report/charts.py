@@ -6,7 +6,7 @@ from math import ceil, floor, isfinite, log10
 
 WIDTH, HEIGHT = 380, 250
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 22, 38  # margins
-COLORS = 8  # that the style sheet has
+COLORS = 12  # that the style sheet has
 LETTER, LINE = 7.2, 13  # width of a letter and height of a line of the labels
 
 
