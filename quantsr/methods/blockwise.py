@@ -56,9 +56,8 @@ class BlockwiseMethod(QuantizationMethod):
 
     @property
     def blocks(self) -> list[str]:
-        """The blocks of the quantized parts that have quantized layers, in execution order."""
-        every = self.teacher.blocks()
-        return [block for part in self.parts for block in every[part] if self.layers_of(block)]
+        """The blocks of the quantized parts that have quantized layers."""
+        return [block for block in super().blocks if self.layers_of(block)]
 
     def gptq_stages(self, steps: int) -> list[Stage]:
         """GPTQ of one block after the other, on inputs from a student that is quantized as far as it has come.

@@ -18,7 +18,7 @@ from torch import Tensor
 from quantsr.errors import UserError
 from quantsr.losses import perceptual_distance
 from quantsr.methods.borders import recorded, replayed, tensor_of
-from quantsr.methods.quantization import PARTS, QuantizationMethod
+from quantsr.methods.quantization import QuantizationMethod
 from quantsr.methods.stages import Batch, Group, Stage, warm_cosine
 from quantsr.quant.calibrate import set_mode
 from quantsr.quant.low_rank import LowRank, LowRankUpdate
@@ -83,9 +83,6 @@ class QArtSR(QuantizationMethod):
         super().__init__(teacher, bits, parts, observation_steps, attention, seed)
         self.perceptual = perceptual
         self.distance = perceptual_distance(perceptual, teacher.features)
-        blocks = teacher.blocks()
-        self.every_block = [name for part in PARTS for name in blocks[part]]
-        self.blocks = [name for part in self.parts for name in blocks[part]]
 
     # The layer.
 
@@ -113,9 +110,10 @@ class QArtSR(QuantizationMethod):
             return [Stage("together", steps, self.image_error, self.groups(self.blocks), warm_cosine, relative=True)]
         last_to_first = self.order == "reversed"
         stages = []
-        for number in sorted(range(len(self.blocks)), reverse=last_to_first):
-            name = self.blocks[number]
-            quantized = self.blocks[number:] if last_to_first else self.blocks[: number + 1]
+        blocks = self.blocks
+        for number in sorted(range(len(blocks)), reverse=last_to_first):
+            name = blocks[number]
+            quantized = blocks[number:] if last_to_first else blocks[: number + 1]
             loss = partial(self.module_loss, name, quantized)
             groups = self.groups(quantized)
             stages.append(Stage(f"module {name}", self.module_steps, loss, groups, warm_cosine, relative=True))

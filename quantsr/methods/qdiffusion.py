@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from quantsr.methods.borders import Call, call_of, recorded, replayed
 from quantsr.methods.distributed import gathered
-from quantsr.methods.quantization import PARTS, QuantizationMethod
+from quantsr.methods.quantization import QuantizationMethod
 from quantsr.methods.reconstruction import Kept, power_error, weights_only
 from quantsr.methods.stages import Batch, Group, Stage, cosine
 from quantsr.quant.calibrate import quantized_modules
@@ -78,10 +78,7 @@ class QDiffusion(QuantizationMethod):
         self.weight_steps, self.activation_steps, self.kept_batches = weight_steps, activation_steps, kept_batches
         self.rounding_weight, self.rounding_lr = rounding_weight, rounding_lr
         self.activation_lr, self.relative_lr = activation_lr, relative_lr
-        blocks = teacher.blocks()
-        every = [name for part in PARTS for name in blocks[part]]
-        self.blocks = [name for part in self.parts for name in blocks[part]]
-        self.untouched = every[: every.index(self.blocks[0])]
+        self.untouched = self.every_block[: self.every_block.index(self.blocks[0])]
         self.decided: dict[str, float] = {}
         self._kept = Kept()
 

@@ -63,6 +63,18 @@ class QuantizationMethod(StagedModule):
     def models(self) -> dict[str, Teacher]:
         return {"teacher": self.teacher, "student": self.student}
 
+    @property
+    def every_block(self) -> list[str]:
+        """The teacher's blocks by name, in execution order."""
+        blocks = self.teacher.blocks()
+        return [name for part in PARTS for name in blocks[part]]
+
+    @property
+    def blocks(self) -> list[str]:
+        """Those of the quantized parts."""
+        blocks = self.teacher.blocks()
+        return [name for part in self.parts for name in blocks[part]]
+
     # The recipe.
 
     @abstractmethod
