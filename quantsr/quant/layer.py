@@ -17,6 +17,7 @@ from quantsr.quant.affine import fake_quantize, qparams
 from quantsr.quant.low_rank import LowRank, LowRankUpdate
 from quantsr.quant.operation import Layer, Operation
 from quantsr.quant.parts import extremes
+from quantsr.quant.precision import without_autocast
 from quantsr.quant.product import TrainedProduct, constant_output
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import LayerRecipe
@@ -100,7 +101,7 @@ class QuantizedLayer(nn.Module):
             return self.transformed(self.residual_weight())
         # T(W) - L1 T(L2): while the branch trains, the first term stays as it is, and the second is cheap.
         w, down = self._transformed_merged_weight(self.low_rank), self.transformed(self.low_rank.down)
-        with torch.autocast(w.device.type, enabled=False):  # Codes do not depend on how a layer is called.
+        with without_autocast(w):
             return torch.addmm(w.flatten(1), self.low_rank.L1, down.flatten(1), alpha=-1).view_as(w)
 
     def _transformed_merged_weight(self, low_rank: LowRank) -> Tensor:
@@ -215,7 +216,7 @@ class QuantizedLayer(nn.Module):
             raise ValueError(f"no offset in this recipe: {self.recipe}")
         w = self.residual_weight() if weight is None else weight
         rows, channels, *kernel = w.shape
-        with torch.autocast(w.device.type, enabled=False):
+        with without_autocast(w):
             if w[0, 0].numel() == 1:
                 return (w.flatten(1) @ offset).view(rows, 1, *kernel)
             return torch.bmm(offset.expand(rows, 1, channels), w.flatten(2)).view(rows, 1, *kernel)

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantsr.quant.precision import without_autocast
+
 
 def own_rank(weight: Tensor) -> int:
     """The largest rank that a weight ``(out, in, *kernel)`` can have as a matrix ``(out, in * prod(kernel))``."""
@@ -114,5 +116,5 @@ class LowRankUpdate(nn.Module):
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    with torch.autocast(a.device.type, enabled=False):  # Codes do not depend on how a layer is called.
+    with without_autocast(a):
         return a @ b
