@@ -119,7 +119,7 @@ class Case:
 
 
 def chosen(plan: list[Stage], steps: int) -> list[Stage]:
-    """Stages that look once; of QArtSR's modules the first stage and the last; of the others all, ``steps`` + 1 steps."""
+    """Of QArtSR's modules the first stage and the last, else all: one step where only ranges are looked at, or ``steps`` + 1."""
     modules = [stage for stage in plan if stage.name.startswith("module ")]
     kept = [stage for stage in plan if stage not in modules[1:-1]]
     for stage in kept:
