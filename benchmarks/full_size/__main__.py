@@ -8,7 +8,7 @@ step of each of its stages, of QArtSR's modules the first stage (the last module
 them do); then its student runs, its quantization simulated. Each set of options has a process of its own:
 
     gradient checkpointing   gradient_checkpointing=true of train.py
-    weights of their own     the price of a teacher and a student that do not share weights, as in quantsr they do
+    weights of their own     what a teacher and a student cost that do not share theirs (in quantsr they always do)
 
 MGLD-VSR's shape runs alone, one of its 50 sampling steps with the video autoencoder around it.
 Memory is the peak of the GPU's, or without one of the resident memory of the process, Python included (on Linux).

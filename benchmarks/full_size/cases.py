@@ -119,7 +119,7 @@ class Case:
 
 
 def chosen(plan: list[Stage], steps: int) -> list[Stage]:
-    """Of QArtSR's modules the first stage and the last, else all: one step where only ranges are looked at, or ``steps`` + 1."""
+    """Of QArtSR's modules the first stage and the last, else all; ``steps`` + 1 steps each, 1 where nothing trains."""
     modules = [stage for stage in plan if stage.name.startswith("module ")]
     kept = [stage for stage in plan if stage not in modules[1:-1]]
     for stage in kept:
