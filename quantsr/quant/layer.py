@@ -117,10 +117,10 @@ class QuantizedLayer(nn.Module):
         """Qa(T(x))."""
         return self.input_quantizer(self.transformed_input(x))
 
-    def quantized_weight(self) -> Tensor:
-        """Qw(T(W_r)); computed once while nothing that makes it is training."""
+    def quantized_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Qw(T(W_r)); computed once, in float32, and kept as ``dtype`` while nothing that makes it is training."""
         sources = [self.weight, *self.weight_sources()]
-        return self.cached("weight", sources, lambda: self._rounded(self.transformed_weight()))
+        return self.cached(f"weight {dtype}", sources, lambda: self._rounded(self.transformed_weight()).to(dtype))
 
     def _rounded(self, w: Tensor) -> Tensor:
         return self.weight_quantizer(w) if self.rounding is None else self.rounding(w, self.weight_quantizer)
@@ -171,7 +171,7 @@ class QuantizedLayer(nn.Module):
 
     def product(self, x: Tensor) -> Tensor:
         """Qa(T(x)) * Qw(T(W_r)): the factors in float32, their product in the precision of x."""
-        return self.operation.product(self.quantized_input(x).to(x.dtype), self.quantized_weight().to(x.dtype))
+        return self.operation.product(self.quantized_input(x).to(x.dtype), self.quantized_weight(x.dtype))
 
     @property
     def offset(self) -> nn.Parameter | None:
