@@ -158,13 +158,19 @@ class QuantizationMethod(StagedModule):
             raise UserError(f"{len(missing)} layers never ran during calibration, the first: {', '.join(missing[:5])}")
 
     def setup(self, stage: str | None = None) -> None:
-        """Run the student once, so that scales per attention key get their length before optimizers see them."""
+        if stage == "fit" and self.sized_by_data:
+            self.allocate_scales(self.trainer.datamodule.calibration()[0]["lq"][None])
+
+    @property
+    def sized_by_data(self) -> bool:
+        """Whether there are scales per attention key, whose number follows from the size of images."""
         recipes = (swap.recipe for swap in self.swaps)
-        sized_by_data = any(isinstance(recipe, AttentionRecipe) and recipe.smoothing is not None for recipe in recipes)
-        if stage == "fit" and sized_by_data:
-            lq = self.trainer.datamodule.calibration()[0]["lq"][None]
-            with torch.no_grad(), mode(self.student, "full_precision"):
-                self.student(lq.to(next(self.student.parameters()).device))
+        return any(isinstance(recipe, AttentionRecipe) and recipe.smoothing is not None for recipe in recipes)
+
+    def allocate_scales(self, lq: Tensor) -> None:
+        """Run the student once, so that scales per attention key get their length before optimizers see them."""
+        with torch.no_grad(), mode(self.student, "full_precision"):
+            self.student.predict(lq.to(next(self.student.parameters()).device))
 
     def summary(self) -> str:
         layers = sum(isinstance(swap.recipe, LayerRecipe) for swap in self.swaps)
