@@ -12,7 +12,6 @@ BOPs the products of attention too.
 """
 
 import argparse
-from typing import Any
 
 import torch
 from rich import print as show
@@ -29,8 +28,9 @@ from quantsr.metrics.cost import Cost, cost
 from quantsr.quant.spec import Bits
 from quantsr.teachers.base import Teacher
 from quantsr.teachers.mgldvsr import MGLDVSRTeacher
-from quantsr.teachers.mgldvsr.checkpoints import FULL_SIZE
+from quantsr.teachers.mgldvsr.checkpoints import architecture as mgldvsr_architecture
 from quantsr.teachers.one_step import OneStepTeacher
+from quantsr.teachers.osediff import architecture as osediff_architecture
 
 SIDE = 128
 METHODS: dict[str, type[QuantizationMethod]] = {
@@ -48,35 +48,17 @@ OF_TEACHER = {
 REPORTED = {("mgldvsr", "quantvsr", "w4a4"): ("84.39", "82.56")}
 """Shares of parameters and operations that are saved, in percent, from the papers."""
 
-STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
-    "vae": {
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "block_out_channels": [128, 256, 512, 512],
-        "layers_per_block": 2,
-    },
-    "unet": {
-        "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
-        "block_out_channels": [320, 640, 1280, 1280],
-        "attention_head_dim": [5, 10, 20, 20],
-        "cross_attention_dim": 1024,
-        "use_linear_projection": True,
-    },
-}
-"""The networks of Stable Diffusion 2.1-base, as arguments of diffusers' classes (their defaults say the rest)."""
-
 
 def osediff() -> OneStepTeacher:
     """The image teacher."""
     with torch.device("meta"):
-        return OneStepTeacher(**STABLE_DIFFUSION)
+        return osediff_architecture()
 
 
 def mgldvsr() -> MGLDVSRTeacher:
     """The teacher of clips."""
     with torch.device("meta"):
-        return MGLDVSRTeacher(**FULL_SIZE)
+        return mgldvsr_architecture()
 
 
 def student_cost(teacher: Teacher, method: str, bits: Bits, rank: int) -> Cost:

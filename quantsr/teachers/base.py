@@ -8,6 +8,22 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from quantsr.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What the networks of a teacher can store their weights and compute in."""
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The data type of a name.
+
+    Raises:
+        UserError: another name.
+    """
+    if name not in DTYPES:
+        raise UserError(f"teacher.dtype takes one of {list(DTYPES)}, not {name!r}")
+    return DTYPES[name]
+
 
 class Noisy(NamedTuple):
     """Where a teacher of several steps is on its way from noise to the clean latent.
@@ -27,6 +43,8 @@ class Teacher(nn.Module, ABC):
     Images are RGB float in [0, 1], ``(b, 3, h, w)``, clips ``(b, t, 3, h, w)`` with t = ``frames``; latents are
     ``(b, c, h', w')`` or ``(b, t, c, h', w')`` in the denoiser's scale.
 
+    Networks compute in the data type of their weights, :attr:`dtype`; images and latents have the caller's.
+
     A teacher of one step denoises the low-quality latent itself; ``noisy`` is then None everywhere. A teacher of
     several steps walks from noise to the clean latent and looks at the low-quality latent on the way.
 
@@ -43,6 +61,12 @@ class Teacher(nn.Module, ABC):
     frames: int = 1
     steps: int = 1
     config: dict[str, Any]
+    prompt_embedding: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the networks' weights."""
+        return self.prompt_embedding.dtype
 
     @abstractmethod
     def encode(self, lq: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from quantsr.color import COLOR_FIXES, fix_color
-from quantsr.teachers.base import Noisy, Teacher
+from quantsr.teachers.base import Noisy, Teacher, dtype_of
 
 STABLE_DIFFUSION_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -31,9 +31,11 @@ class OneStepTeacher(Teacher):
             part of the weights.
         color_fix: correction of the output's colours against the input: ``none``, ``adain`` or ``wavelet``.
         scale: upscaling factor.
+        dtype: of the weights: ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
         ValueError: a timestep that the schedule does not have, or an unknown colour correction.
+        UserError: another dtype.
     """
 
     kind = "one_step"
@@ -47,6 +49,7 @@ class OneStepTeacher(Teacher):
         prompt_tokens: int = 77,
         color_fix: str = "adain",
         scale: int = 4,
+        dtype: str = "float32",
     ):
         super().__init__()
         if color_fix not in COLOR_FIXES:
@@ -60,6 +63,7 @@ class OneStepTeacher(Teacher):
             "prompt_tokens": prompt_tokens,
             "color_fix": color_fix,
             "scale": scale,
+            "dtype": dtype,
         }
         self.vae = AutoencoderKL(**vae)
         self.unet = UNet2DConditionModel(**unet)
@@ -68,6 +72,7 @@ class OneStepTeacher(Teacher):
             self.abars: list[float] = DDPMScheduler(**schedule).alphas_cumprod.tolist()
         self.retime(timestep)
         self.register_buffer("prompt_embedding", torch.randn(1, prompt_tokens, self.unet.config.cross_attention_dim))
+        self.to(dtype_of(dtype))
 
     def retime(self, timestep: int) -> "OneStepTeacher":
         """Run the single step at another t; the weights stay as they are. Returns self.
@@ -106,20 +111,23 @@ class OneStepTeacher(Teacher):
         if any(pad):
             mode = "reflect" if pad[0] < width and pad[1] < height else "replicate"
             image = F.pad(image, (0, pad[0], 0, pad[1]), mode=mode)
-        return self.vae.encode(image * 2 - 1).latent_dist.mode() * self.vae.config.scaling_factor
+        posterior = self.vae.encode((image * 2 - 1).to(self.dtype)).latent_dist
+        return posterior.mode().to(image.dtype) * self.vae.config.scaling_factor
 
     def encode(self, lq: Tensor) -> Tensor:
         return self.embed(self.upscale(lq))
 
     def denoise(self, latent: Tensor, noisy: Noisy | None = None) -> Tensor:
-        context = self.prompt_embedding.to(latent.dtype).expand(latent.shape[0], -1, -1)
-        return self.unet(latent, self.timestep, encoder_hidden_states=context, return_dict=False)[0]
+        context = self.prompt_embedding.expand(latent.shape[0], -1, -1)
+        x = latent.to(self.dtype)
+        return self.unet(x, self.timestep, encoder_hidden_states=context, return_dict=False)[0].to(latent.dtype)
 
     def clean(self, latent: Tensor, epsilon: Tensor, noisy: Noisy | None = None) -> Tensor:
         return (latent - self.noise * epsilon) / self.signal
 
     def decode(self, latent: Tensor, lq: Tensor) -> Tensor:
-        return self.vae.decode(latent / self.vae.config.scaling_factor, return_dict=False)[0] / 2 + 0.5
+        x = (latent / self.vae.config.scaling_factor).to(self.dtype)
+        return self.vae.decode(x, return_dict=False)[0].to(latent.dtype) / 2 + 0.5
 
     def render(self, latent: Tensor, lq: Tensor) -> Tensor:
         """z_H to the output image: decoded, cut to ``scale`` times the size of ``lq``, colours corrected."""
@@ -127,7 +135,7 @@ class OneStepTeacher(Teacher):
         return fix_color(self.decode(latent, lq)[..., :height, :width], self.upscale(lq), self.color_fix)
 
     def features(self, image: Tensor) -> list[Tensor]:
-        x = self.vae.encoder.conv_in(image * 2 - 1)
+        x = self.vae.encoder.conv_in((image * 2 - 1).to(self.dtype))
         found = []
         for block in self.vae.encoder.down_blocks:
             x = block(x)

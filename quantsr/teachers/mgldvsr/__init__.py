@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quantsr.color import COLOR_FIXES, fix_color
 from quantsr.flow import FlowEstimator, flow_estimator
-from quantsr.teachers.base import Noisy
+from quantsr.teachers.base import Noisy, dtype_of
 from quantsr.teachers.mgldvsr.guidance import Motion, guide, motion
 from quantsr.teachers.mgldvsr.names import NamedModules
 from quantsr.teachers.mgldvsr.schedule import RespacedSchedule
@@ -54,9 +54,11 @@ class MGLDVSRTeacher(NamedModules):
         color_fix: correction of the output's colours against the input: ``none``, ``adain`` or ``wavelet``.
         scale: upscaling factor.
         noise_seed: of the sampling noise.
+        dtype: of the weights: ``float32``, ``bfloat16`` or ``float16``; the schedule stays in float32.
 
     Raises:
         ValueError: steps that the schedule does not have, or an unknown colour correction.
+        UserError: another dtype.
     """
 
     kind = "mgldvsr"
@@ -78,6 +80,7 @@ class MGLDVSRTeacher(NamedModules):
         color_fix: str = "adain",
         scale: int = 4,
         noise_seed: int = 0,
+        dtype: str = "float32",
     ):
         super().__init__()
         if color_fix not in COLOR_FIXES:
@@ -99,16 +102,18 @@ class MGLDVSRTeacher(NamedModules):
             "color_fix": color_fix,
             "scale": scale,
             "noise_seed": noise_seed,
+            "dtype": dtype,
         }
         self.frames, self.steps, self.scale, self.color_fix = frames, steps, scale, color_fix
         self.latent_scale, self.noise_seed = latent_scale, noise_seed
         self.flow, self.flow_weights, self.guidance = flow, flow_weights, guidance
         self._estimator: FlowEstimator | None = None
-        self.vae = VideoAutoencoder(**vae, frames=frames)
-        self.unet = VideoUNet(**unet, frames=frames)
-        self.structure = StructureEncoder(**structure)
+        self.vae = VideoAutoencoder(**vae, frames=frames).to(dtype_of(dtype))
+        self.unet = VideoUNet(**unet, frames=frames).to(dtype_of(dtype))
+        self.structure = StructureEncoder(**structure).to(dtype_of(dtype))
         self.schedule = RespacedSchedule(steps, start, schedule)
-        self.register_buffer("prompt_embedding", torch.randn(1, prompt_tokens, unet["prompt_channels"]))
+        prompt = torch.randn(1, prompt_tokens, unet["prompt_channels"])
+        self.register_buffer("prompt_embedding", prompt.to(dtype_of(dtype)))
 
     # Images and latents.
 
@@ -134,8 +139,8 @@ class MGLDVSRTeacher(NamedModules):
 
     def embed(self, clip: Tensor) -> Tensor:
         """A clip in [0, 1] to its latents: padded, posterior mean (our choice: no sampling), scaled."""
-        moments, _ = self.vae.encode(self._padded(clip))
-        return moments.chunk(2, dim=1)[0].unflatten(0, clip.shape[:2]) * self.latent_scale
+        moments, _ = self.vae.encode(self._padded(clip).to(self.dtype))
+        return moments.chunk(2, dim=1)[0].unflatten(0, clip.shape[:2]).to(clip.dtype) * self.latent_scale
 
     def encode(self, lq: Tensor) -> Tensor:
         return self.embed(self.upscale(lq))
@@ -144,8 +149,11 @@ class MGLDVSRTeacher(NamedModules):
         return self._decode(latent, self.upscale(lq))
 
     def _decode(self, latent: Tensor, upscaled: Tensor) -> Tensor:
-        features = self.vae.encoder.features(self._padded(upscaled))[1:-1]  # Those that the decoder fuses.
-        frames = self.vae.decode(latent.flatten(0, 1) / self.latent_scale, features)
+        features = self.vae.encoder.features(self._padded(upscaled).to(self.dtype))[
+            1:-1
+        ]  # Those that the decoder fuses.
+        x = (latent.flatten(0, 1) / self.latent_scale).to(self.dtype)
+        frames = self.vae.decode(x, features).to(latent.dtype)
         height, width = upscaled.shape[-2:]
         return (frames / 2 + 0.5)[..., :height, :width].unflatten(0, latent.shape[:2])
 
@@ -159,7 +167,7 @@ class MGLDVSRTeacher(NamedModules):
         return frames.unflatten(0, clip.shape[:2])
 
     def features(self, image: Tensor) -> list[Tensor]:
-        return self.vae.encoder.features(self._padded(image))
+        return self.vae.encoder.features(self._padded(image).to(self.dtype))
 
     # Denoising.
 
@@ -168,10 +176,11 @@ class MGLDVSRTeacher(NamedModules):
         noisy = self.start(latent) if noisy is None else noisy
         b, t = latent.shape[:2]
         timesteps = repeat(self.schedule.timesteps[noisy.step], "b -> (b t)", t=t)
-        prompt = repeat(self.prompt_embedding.to(latent.dtype), "1 n d -> (b t) n d", b=b, t=t)
+        prompt = repeat(self.prompt_embedding, "1 n d -> (b t) n d", b=b, t=t)
 
         def predict(x: Tensor, z: Tensor) -> Tensor:
-            return self.unet(x, timesteps, prompt, self.structure(z, timesteps))
+            structure = self.structure(z.to(self.dtype), timesteps)
+            return self.unet(x.to(self.dtype), timesteps, prompt, structure).to(x.dtype)
 
         frames = [noisy.latent.flatten(0, 1), latent.flatten(0, 1)]
         return tiled(predict, frames, LATENT_TILE, LATENT_STRIDE, "gaussian").unflatten(0, (b, t))

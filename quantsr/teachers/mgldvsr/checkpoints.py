@@ -13,6 +13,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from quantsr.errors import UserError
 from quantsr.teachers.mgldvsr import MGLDVSRTeacher
 from quantsr.teachers.mgldvsr.schedule import RespacedSchedule
+from quantsr.teachers.random_weights import fill_random
 
 FULL_SIZE: dict[str, dict[str, Any]] = {
     "vae": {"base_channels": 128, "channel_multipliers": [1, 2, 4, 4], "blocks_per_level": 2},
@@ -40,6 +41,36 @@ UNET_PREFIX = "model.diffusion_model."
 STRUCTURE_PREFIX = "structcond_stage_model."
 
 
+def architecture(
+    unet_file: str | Path | None = None,
+    vae_file: str | Path | None = None,
+    prompt_file: str | Path | None = None,
+    seed: int = 0,
+    **config: Any,
+) -> MGLDVSRTeacher:
+    """The teacher of the arguments of :func:`load_released` or :func:`random_mgldvsr`, whatever its weights are.
+
+    No file is read. Under ``torch.device("meta")`` it takes no memory.
+
+    Args:
+        unet_file, vae_file, prompt_file, seed: where weights come from, which makes no difference here.
+        config: arguments of :class:`MGLDVSRTeacher`; networks of another size than :data:`FULL_SIZE`.
+    """
+    return MGLDVSRTeacher(**{**FULL_SIZE, **config})
+
+
+def random_mgldvsr(seed: int = 0, **config: Any) -> MGLDVSRTeacher:
+    """MGLD-VSR with random weights, frozen, made in its own dtype.
+
+    Args:
+        seed: of the weights.
+        config: arguments of :class:`MGLDVSRTeacher`, ``dtype`` for one; networks of another size than full.
+    """
+    teacher = _without_weights(**config)
+    fill_random(teacher, seed)
+    return teacher.freeze()
+
+
 def load_released(
     unet_file: str | Path, vae_file: str | Path, prompt_file: str | Path, **config: Any
 ) -> MGLDVSRTeacher:
@@ -60,16 +91,21 @@ def load_released(
     Raises:
         UserError: a file that is missing or damaged, or holds something else or another size.
     """
-    with torch.device("meta"):
-        teacher = MGLDVSRTeacher(**{**FULL_SIZE, **config})
-    # The schedule is in no file: it follows from the arguments.
-    teacher.schedule = RespacedSchedule(*(teacher.config[name] for name in ("steps", "start", "schedule")))
+    teacher = _without_weights(**config)
     weights = _read(unet_file)
     _fill(teacher.unet, weights, UNET_PREFIX, unet_file)
     _fill(teacher.structure, weights, STRUCTURE_PREFIX, unet_file)
     _fill(teacher.vae, _read(vae_file), "", vae_file)
     teacher.prompt_embedding = _prompt(prompt_file, teacher.prompt_embedding.shape)
     return teacher.freeze()
+
+
+def _without_weights(**config: Any) -> MGLDVSRTeacher:
+    """The teacher on the meta device, but for the schedule, which is in no file: it follows from the arguments."""
+    with torch.device("meta"):
+        teacher = architecture(**config)
+    teacher.schedule = RespacedSchedule(*(teacher.config[name] for name in ("steps", "start", "schedule")))
+    return teacher
 
 
 def _fill(module: nn.Module, weights: dict[str, Tensor], prefix: str, path: str | Path) -> None:
