@@ -3,8 +3,6 @@
 Hydra's configuration is seen here, and where models and the trainer are built of it; below, signatures are the schema.
 """
 
-import csv
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -24,12 +22,14 @@ from quantsr.deploy.artefact import save_student
 from quantsr.errors import UserError
 from quantsr.evaluation import Report, measure, measure_outputs, print_table
 from quantsr.flow import flow_estimator
-from quantsr.loading import build_teacher, load_models, read_checkpoint
+from quantsr.loading import build_architecture, build_teacher, load_models, read_checkpoint
 from quantsr.methods.base import StagedModule
 from quantsr.methods.quantization import QuantizationMethod
 from quantsr.metrics.choice import Metrics, choose, print_choice
 from quantsr.metrics.cost import cost
 from quantsr.quant.folded import fold
+from quantsr.results import log_results, write_json
+from quantsr.shapes import show_shapes
 from quantsr.teachers.base import Teacher
 from quantsr.teachers.files import fingerprint, save_teacher
 from quantsr.trainer import build_trainer, quiet
@@ -40,8 +40,10 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     """Calibrate a student (or train a teacher), measure it and save it in ``cfg.run_dir``.
 
     Returns:
-        What ``metrics.json`` holds; None in the helper processes of a run on several devices.
+        What ``metrics.json`` holds; None in the helper processes of a run on several devices, and of a dry run.
     """
+    if cfg.get("debug") is not None:
+        return dry_run(cfg)
     folder = Path(cfg.run_dir)
     quiet()
     lightning.seed_everything(cfg.seed, verbose=False)
@@ -68,6 +70,18 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     trainer.fit(method, datamodule=data, ckpt_path=cfg.ckpt_path)
     seconds = time.monotonic() - start
     return report(cfg, folder, method, data, trainer, metrics, seconds) if trainer.is_global_zero else None
+
+
+def dry_run(cfg: DictConfig) -> None:
+    """Print what the run would do, without its files: see :func:`show_shapes`."""
+    method: StagedModule = instantiate(cfg.method, teacher=build_architecture(cfg))
+    data = calibration_node(cfg.data)
+    show_shapes(method, data.batch_size, data.crop, f"dry run of {cfg.name}, nothing is read or trained")
+
+
+def calibration_node(data: DictConfig | dict[str, Any]) -> Any:
+    """What a configuration of data says of the samples to calibrate on, which may be a data set of their own."""
+    return data["calibration"] if "calibration" in data else data
 
 
 def chosen_metrics(cfg: DictConfig, data: FramesDataModule) -> Metrics:
@@ -99,10 +113,11 @@ def record_pairs(
     """Calibration pairs from the teacher's own sampling, out of the cache where the same have been recorded before."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     # What data is measured on, and how it is fed, does not change the pairs.
+    data_config = calibration_node(plain["data"])
     about = {
         "teacher": method.teacher.config,
         "weights": fingerprint(method.teacher),
-        "data": {key: value for key, value in plain["data"].items() if key not in ("batch_size", "num_workers")},
+        "data": {key: value for key, value in data_config.items() if key not in ("batch_size", "num_workers")},
     }
     teacher = method.teacher.to(trainer.strategy.root_device)
     return record(teacher, data.calibration(), method.pairs, Path(cfg.cache_dir).expanduser() / "pairs", about)
@@ -150,22 +165,6 @@ def report(
         print(f"weights  {sizes['artefact'] / 1e6:.2f} MB packed, {sizes['fp32'] / 1e6:.2f} MB in float32")
     print(f"result   {result}\nimages   {sheet}\n         {samples}\nmetrics  {folder / 'metrics.json'}")
     return summary
-
-
-def log_results(trainer: lightning.Trainer, summary: dict[str, Any], extras: dict[str, Path]) -> None:
-    """Give the loggers the final figures and, where they take them, pictures (.png) and tables (.csv) by name."""
-    nested = {key: values if isinstance(values, dict) else {"": values} for key, values in summary.items()}
-    named = {f"{key}/{name}".rstrip("/"): value for key, values in nested.items() for name, value in values.items()}
-    figures = {name: value for name, value in named.items() if isinstance(value, int | float)}
-    for logger in trainer.loggers:
-        logger.log_metrics(figures)
-        for name, path in extras.items():
-            if path.suffix == ".png" and hasattr(logger, "log_image"):
-                logger.log_image(name, [str(path)])
-            elif path.suffix == ".csv" and hasattr(logger, "log_table"):
-                columns, *rows = csv.reader(path.open(newline=""))
-                logger.log_table(name, columns, rows)
-        logger.finalize("success")
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -233,10 +232,3 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
         "data": plain["data"]["_target_"].rpartition(".")[2],
         "config": {key: plain[key] for key in ("method", "teacher", "data", "seed")},
     }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write under a temporary name and move: a killed run leaves no half file."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=1))
-    unfinished.replace(path)
