@@ -149,7 +149,7 @@ class QDiffusion(QuantizationMethod):
         """With the bounds known, V starts at the weights themselves."""
         for _, layer in quantized_modules(self.student):
             if isinstance(layer, QuantizedLayer):
-                layer.rounding.reset(layer.weight, layer.weight_quantizer)
+                layer.rounding.reset(layer.transformed_weight(), layer.weight_quantizer)
         self.check_calibrated()
 
     def harden(self, block: str) -> None:

@@ -81,8 +81,9 @@ class QuantizedLayer(nn.Module):
         return x
 
     def merged_weight(self) -> Tensor:
-        """W + F1 F2: what the layer stands for, without transforms and quantization."""
-        return self.weight if self.update is None else self.update(self.weight)
+        """W + F1 F2: what the layer stands for, without transforms and quantization; in float32."""
+        weight = self.weight.float()
+        return weight if self.update is None else self.update(weight)
 
     def residual_weight(self) -> Tensor:
         """W_r = W - L1 L2 + F1 F2: what is left for the low bits."""
@@ -108,9 +109,9 @@ class QuantizedLayer(nn.Module):
         """T(W), kept while the branch trains only: else it would be a second weight that nobody needs."""
         if not any(p.requires_grad for p in low_rank.parameters()):
             self._cache.pop("transformed", None)
-            return self.transformed(self.weight)
+            return self.transformed(self.merged_weight())
         sources = [self.weight, *([] if self.rotation is None else self.rotation.buffers())]
-        return self.cached("transformed", sources, lambda: self.transformed(self.weight))
+        return self.cached("transformed", sources, lambda: self.transformed(self.merged_weight()))
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """Qa(T(x))."""
@@ -164,13 +165,13 @@ class QuantizedLayer(nn.Module):
         if constant is not None:
             y = y.add_(constant.to(y.dtype))
         if self.low_rank is not None:
-            down = self.operation(x, self.low_rank.down)
-            y = y + self.operation.pointwise(down, self.low_rank.up)
+            down, up = self.low_rank.down.to(x.dtype), self.low_rank.up.to(x.dtype)
+            y = y + self.operation.pointwise(self.operation(x, down), up)
         return y
 
     def product(self, x: Tensor) -> Tensor:
-        """Qa(T(x)) * Qw(T(W_r))."""
-        return self.operation.product(self.quantized_input(x), self.quantized_weight())
+        """Qa(T(x)) * Qw(T(W_r)): the factors in float32, their product in the precision of x."""
+        return self.operation.product(self.quantized_input(x).to(x.dtype), self.quantized_weight().to(x.dtype))
 
     @property
     def offset(self) -> nn.Parameter | None:
