@@ -55,12 +55,15 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     check_frames(method.teacher, data)
     if cfg.gradient_checkpointing:
         method.checkpoint_gradients()
-    data.steps = method.steps
+    if cfg.micro_batch is not None:
+        method.split_batches(cfg.micro_batch)
+    data.steps, data.first_batches = method.steps, method.first_batches
     if resume is not None:
         method.check_checkpoint(resume)
         data.start_step = resume["quantsr"]["step"]
     trainer = build_trainer(cfg, folder, method.trains)
-    check_batch_size(data.batch_size, trainer.world_size)
+    for size in (data.batch_size, *(size for _, size in data.first_batches)):
+        check_batch_size(size, trainer.world_size)
     if trainer.is_global_zero:
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
         print(f"{data.summary()}\n{method.summary()}")
@@ -81,7 +84,7 @@ def dry_run(cfg: DictConfig) -> None:
 
 def calibration_node(data: DictConfig | dict[str, Any]) -> Any:
     """What a configuration of data says of the samples to calibrate on, which may be a data set of their own."""
-    return data["calibration"] if "calibration" in data else data
+    return data.get("calibration", data)
 
 
 def chosen_metrics(cfg: DictConfig, data: FramesDataModule) -> Metrics:

@@ -1,8 +1,10 @@
 """What a run would do, at full size and without a file: on the ``meta`` device tensors are shapes alone."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import groupby
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,7 +19,6 @@ from quantsr.quant.calibrate import mode
 from quantsr.quant.prepare import is_layer
 from quantsr.teachers.base import Teacher
 
-NARROWEST = 80  # Columns of a log file.
 ADAM = 3  # Gradient and two moments of every parameter that trains.
 
 
@@ -125,19 +126,18 @@ def plan_table(stages: Sequence[Stage]) -> Table:
         first, last = same[0], same[-1]
         name = first.name if len(same) == 1 else f"{first.name} ... {last.name.partition(' ')[2]}"
         sizes = list(dict.fromkeys(millions(trained(stage)) for stage in (first, last)))
-        schedule = first.schedule.__name__.replace("_", " ")
-        how = (optimizer(first), rates(first), schedule) if first.parameters else ("", "", "")
+        how = (name_of(first.optimizer), rates(first), name_of(first.schedule)) if first.parameters else ("", "", "")
         amount = " ... ".join(sizes) if first.parameters else "nothing"
         table.add_row(name, *how, str(len(same)), str(first.steps), amount)
     return table
 
 
 def memory_table(method: StagedModule) -> Table:
-    """Bytes of tensors that a run holds; what passes through the model is not among them."""
+    """Bytes of what a run holds; quantized weights and what passes through the model come on top."""
     shared = {id(t): t for t in [*method.teacher.parameters(), *method.teacher.buffers()]}
     own = {id(t): t for t in [*method.model.parameters(), *method.model.buffers()] if id(t) not in shared}
     largest = max(map(trained, method.plan), default=0)
-    table = table_of("memory, without activations", ["of"], ["GB"])
+    table = table_of("memory of parameters, without activations", ["of"], ["GB"])
     table.add_row("teacher, which the student shares", gigabytes(shared.values()))
     table.add_row("student's own", gigabytes(own.values()))
     table.add_row("gradients and moments in the largest stage", f"{ADAM * 4 * largest / 1e9:.2f}")
@@ -149,9 +149,9 @@ def memory_table(method: StagedModule) -> Table:
 
 def table_of(title: str, words: Sequence[str], figures: Sequence[str] = ()) -> Table:
     """A table without lines, figures on the right."""
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    table = Table(box=None, pad_edge=False, title=title)
     for column in words:
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for column in figures:
         table.add_column(column, justify="right", no_wrap=True)
     return table
@@ -168,9 +168,12 @@ def rates(stage: Stage) -> str:
     return ", ".join(values) + (" x size" if stage.relative else "")
 
 
-def optimizer(stage: Stage) -> str:
-    """Name of its optimizer's class, which may be wrapped in a partial."""
-    return getattr(stage.optimizer, "func", stage.optimizer).__name__
+def name_of(function: Callable[..., Any]) -> str:
+    """Name of a class or function, and the options that a partial gives it."""
+    if isinstance(function, partial):
+        options = ", ".join(f"{key} {value}" for key, value in function.keywords.items())
+        return f"{name_of(function.func)} ({options})"
+    return function.__name__.replace("_", " ")
 
 
 def millions(n: int) -> str:
@@ -184,10 +187,11 @@ def gigabytes(tensors: Iterable[Tensor]) -> str:
 
 
 def print_page(title: str, tables: Sequence[Table]) -> None:
-    """Tables below each other; figures are not cut where the terminal is narrower than a table."""
+    """Tables below each other, each under its title; nothing is cut where the terminal is narrower than a table."""
     measuring = Console(width=1000)
-    console = Console(width=max(NARROWEST, Console().width, *(measuring.measure(table).minimum for table in tables)))
-    console.print(title, highlight=False, markup=False)
+    console = Console(width=max(Console().width, *(measuring.measure(table).minimum for table in tables)))
+    console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
     for table in tables:
-        console.print()
+        console.print(f"\n{table.title}", style="italic", highlight=False, markup=False, soft_wrap=True)
+        table.title = None
         console.print(table, highlight=False)

@@ -199,11 +199,16 @@ class ClipsDataModule(FramesDataModule):
 
 
 def disjoint_segments(clips: Sequence[Clip], frames: int) -> list[Segment]:
-    """Every whole segment of a length from the beginning of each clip, named `name_start`."""
+    """Every whole segment of a length from the beginning of each clip, named `name_start`.
+
+    The first of all clips come before the second of any: so many segments as there are clips show all of them.
+    """
+    longest = max((len(clip.gt) for clip in clips), default=0)
     return [
         Segment(clip, start, start + frames, f"{clip.name}_{start}")
+        for start in range(0, longest - frames + 1, frames)
         for clip in clips
-        for start in range(0, len(clip.gt) - frames + 1, frames)
+        if start + frames <= len(clip.gt)
     ]
 
 

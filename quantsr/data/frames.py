@@ -108,6 +108,7 @@ class FramesDataModule(LightningDataModule, ABC):
         frames: length of the segments for training and calibration; 1 for images.
         steps: training steps of the whole run; set before fitting.
         start_step: the step at which fitting begins; set before resuming.
+        first_batches: (steps, samples a step) of stages at the start that have a batch size of their own.
         pairs: what to train on instead of the calibration samples; set before fitting.
         skipped: (file name, reason) of every file that could not be used.
 
@@ -124,6 +125,7 @@ class FramesDataModule(LightningDataModule, ABC):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.steps: int | None = None
         self.start_step = 0
+        self.first_batches: list[tuple[int, int]] = []
         self.skipped: list[Skipped] = []
         self._sets: dict[str, Dataset] = {}
         self.pairs: Dataset | None = None
@@ -171,6 +173,7 @@ class FramesDataModule(LightningDataModule, ABC):
             self.start_step,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
+            first_batches=self.first_batches,
         )
         return DataLoader(data, batch_sampler=sampler, num_workers=self.num_workers)
 

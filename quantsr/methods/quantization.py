@@ -34,9 +34,14 @@ class QuantizationMethod(StagedModule):
         attention: quantize the products of attention too, where the method says how.
         seed: of random rotations.
 
+    Attributes:
+        observation_batch: samples of a batch there; None for those that the run is given.
+
     Raises:
         UserError: no part, or an unknown one.
     """
+
+    observation_batch: int | None = None
 
     def __init__(
         self,
@@ -137,9 +142,12 @@ class QuantizationMethod(StagedModule):
     def observation_stages(self) -> list[Stage]:
         """Smoothing scales (where the recipe has them) from full-precision inputs, then ranges of what they give."""
         smooths = any(getattr(swap.recipe, "smoothing", None) is not None for swap in self.swaps)
-        smoothing = Stage("smoothing", self.observation_steps if smooths else 0, self.observe("observe_smoothing"))
-        ranges = Stage("ranges", self.observation_steps, self.observe("observe_ranges"), finish=self.check_calibrated)
-        return [smoothing, ranges]
+        steps, size = self.observation_steps, self.observation_batch
+        scales, bounds = self.observe("observe_smoothing"), self.observe("observe_ranges")
+        return [
+            Stage("smoothing", steps if smooths else 0, scales, batch_size=size),
+            Stage("ranges", steps, bounds, batch_size=size, finish=self.check_calibrated),
+        ]
 
     def observe(self, what: Mode):
         """A stage's step that only looks: the student runs in full precision and its observers take notes."""
