@@ -21,9 +21,7 @@ class SeparateDataModule(FramesDataModule):
         super().__init__(calibration.batch_size, calibration.num_workers, calibration.seed)
         if (calibration.frames > 1) != (validation.frames > 1):
             kinds = ["clips" if data.frames > 1 else "images" for data in (calibration, validation)]
-            raise UserError(
-                f"data.calibration is of {kinds[0]} and data.validation of {kinds[1]}: choose two of a kind"
-            )
+            raise UserError(f"data.calibration is of {kinds[0]}, data.validation of {kinds[1]}: choose two of a kind")
         self.sources, self.frames = (calibration, validation), calibration.frames
 
     def load_calibration(self) -> Dataset:

@@ -109,6 +109,8 @@ def test_teacher_of_full_size_is_built_without_its_files(teacher):
 def test_data(command, data):
     node = OmegaConf.load(CONF / "data" / f"{data}.yaml")
     folders = [option for option in FOLDERS if option.split("=")[0].removeprefix("data.") in list(node)]
+    if data == "separate":
+        folders = [f"data.calibration.{key}=/{key}" for key in ("lq", "gt")] + ["data.validation.root=/realsr"]
     built = instantiate(configuration(f"data={data}", *folders, name=command).data)
     assert isinstance(built, FramesDataModule) and built.seed == 0
 

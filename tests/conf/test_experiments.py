@@ -111,7 +111,8 @@ def test_data_is_the_authors_set_and_their_benchmark(name):
 
 
 def test_benchmark_can_be_another():
-    cfg = row("passionsr_w8a8_u", "data@data.validation=pairs", "data.validation.lq=/a", "data.validation.gt=/b")
+    pairs = ["data@data.validation=pairs", "data.validation.lq=/a", "data.validation.gt=/b"]
+    cfg = configuration("experiment=passionsr_w8a8_u", *IMAGES[:2], *pairs)
     assert instantiate(cfg.data).sources[1].lq.as_posix() == "/a"
 
 
