@@ -106,7 +106,10 @@ def _look_at_clip(match: ClipMatch, scale: int) -> Entry:
     [clip] = clips
     for version in clip.versions:
         for path in version.paths if isinstance(version, FolderFrames) else ():
-            image_size(path, checksums=True)
+            try:
+                image_size(path, checksums=True)
+            except Unusable as reason:
+                raise Unusable(f"Frame {path.absolute()} is {reason}: replace it.") from reason
     return Entry(*(None if version is None else version.size for version in (clip.gt, clip.lq)), len(clip))
 
 
@@ -128,13 +131,14 @@ def print_contents(contents: Contents) -> None:
 
 def _rows(contents: Contents) -> Iterator[tuple[str, str]]:
     wanted, found, entries = DATA_SETS[contents.name], contents.found, contents.entries
+    kind = _kind(contents) if len(entries) != 1 else _kind(contents)[:-1]
     yield "layout", str(found.layout)
     yield "clean", str(found.gt or "none: measured without a reference")
     yield "low quality", str(found.lq or "made of the clean version")
-    yield "usable", f"{len(entries)} {_kind(contents)}" + (f" (complete: {wanted.content})" * bool(wanted.content))
+    yield "usable", f"{len(entries)} {kind}" + (f" (complete: {wanted.content})" if wanted.content else "")
     yield "cannot be used", str(len(contents.skipped))
     if wanted.clips:
-        yield "frames", f"{sum(entry.frames for entry in entries)}, {_range([e.frames for e in entries])} a clip"
+        yield "frames", f"{sum(entry.frames for entry in entries)}, {_range(sorted(e.frames for e in entries))} a clip"
     for label, sizes in (("clean pixels", [e.gt for e in entries]), ("low-quality pixels", [e.lq for e in entries])):
         given = sorted({size for size in sizes if size is not None}, key=lambda size: size[0] * size[1])
         if given:
@@ -150,11 +154,9 @@ def _kind(contents: Contents) -> str:
 
 
 def _range(values: Sequence) -> str:
-    """The only value, or the first and the last in order."""
-    if len(set(values)) < 2:
-        return str(values[0]) if values else "0"
-    first, last = (values[0], values[-1]) if isinstance(values[0], str) else (min(values), max(values))
-    return f"{first} to {last}"
+    """The first and the last value, or the only one; of nothing, 0."""
+    ends = dict.fromkeys([*values[:1], *values[-1:]])
+    return " to ".join(map(str, ends)) or "0"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,10 +29,9 @@ class Layout:
     pattern: str = "*"
 
     def __str__(self) -> str:
-        folders = [
-            "the folder itself" if folder == "." else folder for folder in (self.gt, self.lq) if folder is not None
-        ]
-        return " and ".join(folders) + (f" (named {self.pattern})" if self.pattern != "*" else "")
+        folders = " and ".join(folder for folder in (self.gt, self.lq) if folder is not None)
+        named = f" (named {self.pattern})" if self.pattern != "*" else ""
+        return ("the folder itself" if folders == "." else folders) + named
 
 
 @dataclass(frozen=True)
@@ -198,8 +197,10 @@ def _has_clips(folder: Path, pattern: str) -> bool:
 def _better(name: str, root: Path) -> str:
     """A sentence that names the folder to give, if there is one."""
     here = root.absolute()
-    inside = [path for path in sorted(here.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    right = [path for path in (here.parent, *inside) if _search(name, path) is not None]
+    near = [path for path in sorted(here.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    if _has_images(here, "*") or _has_clips(here, "*"):  # Then it may be one part of what was meant.
+        near.insert(0, here.parent)
+    right = [path for path in near if _search(name, path) is not None]
     return f" Give {right[0]}." if right else ""
 
 
