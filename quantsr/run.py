@@ -13,8 +13,8 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from quantsr.data.frames import FramesDataModule
-from quantsr.data.pairs import match_folders
+from quantsr.data.frames import FramesDataModule, sample_shapes
+from quantsr.data.pairs import PairsDataModule, match_folders
 from quantsr.data.sampling import check_batch_size
 from quantsr.data.trajectories import Trajectories, record
 from quantsr.data.video import open_frames
@@ -53,6 +53,8 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     metrics = chosen_metrics(cfg, data)
     method: StagedModule = instantiate(cfg.method, teacher=build_teacher(cfg))
     check_frames(method.teacher, data)
+    if method.needs_gt and "gt" not in sample_shapes(data.calibration()):
+        raise UserError(f"{type(method).__name__} trains against the ground truth, and the data has none: give data.gt")
     if cfg.gradient_checkpointing:
         method.checkpoint_gradients()
     if cfg.micro_batch is not None:
@@ -90,10 +92,12 @@ def calibration_node(data: DictConfig | dict[str, Any]) -> Any:
 def chosen_metrics(cfg: DictConfig, data: FramesDataModule) -> Metrics:
     """The metrics of ``cfg.metrics`` for the validation data, after a table of what is missing."""
     validation = data.validation()
-    # A data set whose samples are long in the making tells their shapes.
-    shape = validation.shapes()["gt"] if hasattr(validation, "shapes") else validation[0]["gt"].shape
+    shapes = sample_shapes(validation)
+    *outer, height, width = shapes["lq"]
+    reference = "gt" in shapes
+    shape = shapes["gt"] if reference else (*outer, data.scale * height, data.scale * width)
     flow = flow_estimator(cfg.flow.name, cfg.flow.weights) if len(shape) == 4 else None
-    metrics = choose(**cfg.metrics, shape=shape, count=len(validation), flow=flow)
+    metrics = choose(**cfg.metrics, shape=shape, count=len(validation), flow=flow, reference=reference)
     rank_zero_only(print_choice)(metrics)
     return metrics
 
@@ -214,10 +218,14 @@ def evaluate_artefact(cfg: DictConfig, device: str) -> Report:
 
 
 def evaluate_outputs(cfg: DictConfig, device: str) -> Report:
-    """Compare the images of ``cfg.outputs`` with ``cfg.data.gt``, matched by name."""
-    if "gt" not in cfg.data:
-        raise UserError("outputs=FOLDER is measured against the ground truth of data=pairs: give data.gt=FOLDER")
-    matches = match_folders(cfg.outputs, cfg.data.gt)
+    """Compare the images of ``cfg.outputs`` with the ground truth of a data set of pairs, matched by name."""
+    data = instantiate(cfg.data)
+    if not isinstance(data, PairsDataModule) or data.gt is None:
+        raise UserError(
+            "outputs=FOLDER is measured against the ground truth of pairs: give data=pairs data.lq=FOLDER "
+            "data.gt=FOLDER, or a data set that is found in pairs, such as data=realsr data.root=FOLDER"
+        )
+    matches = match_folders(cfg.outputs, data.gt)
     metrics = choose(**cfg.metrics, count=len(matches))
     print_choice(metrics)
     return measure_outputs(matches, metrics.to(device))
@@ -226,12 +234,12 @@ def evaluate_outputs(cfg: DictConfig, device: str) -> Report:
 def describe(cfg: DictConfig) -> dict[str, Any]:
     """How the run was made, for the artefact."""
     plain = OmegaConf.to_container(cfg, resolve=True)
-    bits = plain["method"]["bits"]
+    bits, data = plain["method"]["bits"], calibration_node(plain["data"])
     return {
         "name": cfg.name,
         "method": plain["method"]["_target_"].rpartition(".")[2],
         "bits": f"w{bits['weight']}a{bits['act']}",
         "teacher": plain["teacher"].get("weights"),
-        "data": plain["data"]["_target_"].rpartition(".")[2],
+        "data": data.get("name", data["_target_"].rpartition(".")[2]),
         "config": {key: plain[key] for key in ("method", "teacher", "data", "seed")},
     }

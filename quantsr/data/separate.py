@@ -24,6 +24,11 @@ class SeparateDataModule(FramesDataModule):
             raise UserError(f"data.calibration is of {kinds[0]}, data.validation of {kinds[1]}: choose two of a kind")
         self.sources, self.frames = (calibration, validation), calibration.frames
 
+    @property
+    def scale(self) -> int:
+        """Of the samples that are measured; without ground truth nothing else tells the size of the output."""
+        return self.sources[1].scale
+
     def load_calibration(self) -> Dataset:
         return self._taking_skipped(0, self.sources[0].calibration())
 

@@ -28,6 +28,9 @@ class StagedModule(LightningModule, ABC):
     there is to resume from.
     """
 
+    needs_gt = False
+    """Whether it trains against the ground truth; a student follows its teacher."""
+
     def __init__(self, teacher: Teacher, model: nn.Module):
         super().__init__()
         self.automatic_optimization = False

@@ -8,13 +8,14 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from quantsr.check import check_types
+from quantsr.data.layouts import DATA_SETS
 from quantsr.data.separate import SeparateDataModule
 from quantsr.run import dry_run
 from tests.conf.test_conf import CONF, configuration, resolved
 from tests.conftest import ROOT
+from tests.data.folders import make
 
-IMAGES = ["data.calibration.lq=/lr", "data.calibration.gt=/hr", "data.validation.root=/realsr"]
-CLIPS = ["data.calibration.lq=/LQ", "data.calibration.gt=/GT", "data.validation.root=/reds4"]
+FOLDERS = ["data.calibration.lq=/lr", "data.calibration.gt=/hr"]
 UNET, MODEL = "865.91 M", "935.32 M"  # parameters of the denoisers, METHODS: OSEDiff's and MGLD-VSR's
 EPSILON, CLIP_EPSILON = "{} x 4 x 64 x 64", "{} x 5 x 4 x 64 x 64"
 
@@ -78,7 +79,7 @@ ROWS = {
 
 def row(name: str, *overrides: str):
     """The configuration of an experiment."""
-    return configuration(f"experiment={name}", *(CLIPS if "quantvsr" in name else IMAGES), *overrides)
+    return configuration(f"experiment={name}", *FOLDERS, *overrides)
 
 
 def test_every_row_has_its_figures_here():
@@ -104,15 +105,17 @@ def test_complexity_is_measured_on_every_pair_once(name):
 
 
 @pytest.mark.parametrize("name", [*ROWS, "qartsr_trq"])
-def test_data_is_the_authors_set_and_their_benchmark(name):
-    data = instantiate(row(name).data)
+def test_data_is_the_authors_set_and_their_benchmark(name, tmp_path):
+    benchmark = "reds4" if "quantvsr" in name else "realsr"
+    root = make(tmp_path, benchmark, DATA_SETS[benchmark].layouts[0])
+    data = instantiate(row(name, f"data.validation.root={root}").data)
     assert isinstance(data, SeparateDataModule)
     assert data.frames == (5 if "quantvsr" in name else 1)
 
 
 def test_benchmark_can_be_another():
     pairs = ["data@data.validation=pairs", "data.validation.lq=/a", "data.validation.gt=/b"]
-    cfg = configuration("experiment=passionsr_w8a8_u", *IMAGES[:2], *pairs)
+    cfg = row("passionsr_w8a8_u", *pairs)
     assert instantiate(cfg.data).sources[1].lq.as_posix() == "/a"
 
 
@@ -153,7 +156,7 @@ def test_dry_run_from_the_command_line_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_values_are_of_the_types_that_their_keys_take(name):
-    check_types(row(name))
+    check_types(row(name, "data.validation.root=/benchmark"))
 
 
 def test_base_experiments_leave_no_trace_in_a_run():
