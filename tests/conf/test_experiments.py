@@ -10,12 +10,14 @@ from omegaconf import OmegaConf
 from quantsr.check import check_types
 from quantsr.data.layouts import DATA_SETS
 from quantsr.data.separate import SeparateDataModule
+from quantsr.loading import build_teacher
 from quantsr.run import dry_run
+from quantsr.teachers.one_step import OneStepTeacher
 from tests.conf.test_conf import CONF, configuration, resolved
 from tests.conftest import ROOT
 from tests.data.folders import make
 
-FOLDERS = ["data.calibration.lq=/lr", "data.calibration.gt=/hr"]
+LQ = "data.calibration.lq=/lr"
 UNET, MODEL = "865.91 M", "935.32 M"  # parameters of the denoisers, METHODS: OSEDiff's and MGLD-VSR's
 EPSILON, CLIP_EPSILON = "{} x 4 x 64 x 64", "{} x 5 x 4 x 64 x 64"
 
@@ -62,6 +64,7 @@ QUANTVSR = {
     "micro_batch": 1,
     "trainer.precision": "bf16-mixed",
     "teacher.steps": 50,
+    "teacher.guidance": -10.0,
 }
 ROWS = {
     "passionsr_w8a8_uv": PASSIONSR | WITH_VAE,
@@ -79,7 +82,7 @@ ROWS = {
 
 def row(name: str, *overrides: str):
     """The configuration of an experiment."""
-    return configuration(f"experiment={name}", *FOLDERS, *overrides)
+    return configuration(f"experiment={name}", LQ, *overrides)
 
 
 def test_every_row_has_its_figures_here():
@@ -108,7 +111,8 @@ def test_complexity_is_measured_on_every_pair_once(name):
 def test_data_is_the_authors_set_and_their_benchmark(name, tmp_path):
     benchmark = "reds4" if "quantvsr" in name else "realsr"
     root = make(tmp_path, benchmark, DATA_SETS[benchmark].layouts[0])
-    data = instantiate(row(name, f"data.validation.root={root}").data)
+    hr = ["data.calibration.gt=/hr"] if name == "qartsr_trq" else []  # Training a teacher needs it.
+    data = instantiate(row(name, f"data.validation.root={root}", *hr).data)
     assert isinstance(data, SeparateDataModule)
     assert data.frames == (5 if "quantvsr" in name else 1)
 
@@ -117,6 +121,11 @@ def test_benchmark_can_be_another():
     pairs = ["data@data.validation=pairs", "data.validation.lq=/a", "data.validation.gt=/b"]
     cfg = row("passionsr_w8a8_u", *pairs)
     assert instantiate(cfg.data).sources[1].lq.as_posix() == "/a"
+
+
+def test_teacher_can_be_a_retrained_one():
+    cfg = row("qartsr_w4a4", "teacher=tiny_image")
+    assert isinstance(build_teacher(cfg), OneStepTeacher)
 
 
 @pytest.mark.parametrize("name", ROWS)
