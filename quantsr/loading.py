@@ -53,7 +53,21 @@ def load_models(artefact: str | Path, teacher: str | None = None) -> tuple[Teach
     if path.suffix == ".ckpt":
         return load_checkpoint_models(path)
     student = load_student(path)
-    return student, load_teacher(teacher if teacher is not None else read_config(path)["teacher"])
+    return student, teacher_of(read_config(path)) if teacher is None else load_teacher(teacher)
+
+
+def teacher_of(config: dict[str, Any]) -> Teacher:
+    """The teacher that an artefact names: by its weights, or by the files of a loader of full-size teachers.
+
+    Raises:
+        UserError: it names none of :mod:`quantsr.teachers`; code elsewhere is not called by a file.
+    """
+    if config["teacher"] is not None:
+        return load_teacher(config["teacher"])
+    node = config.get("config", {}).get("teacher", {})
+    if not str(node.get("_target_")).startswith("quantsr.teachers."):
+        raise UserError("the artefact does not say which teacher it was made of: give teacher=WEIGHTS")
+    return instantiate(node, _convert_="all")
 
 
 def load_checkpoint_models(path: Path) -> tuple[Teacher, Teacher]:
