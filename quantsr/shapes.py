@@ -189,7 +189,7 @@ def gigabytes(tensors: Iterable[Tensor]) -> str:
 def print_page(title: str, tables: Sequence[Table]) -> None:
     """Tables below each other, each under its title; nothing is cut where the terminal is narrower than a table."""
     measuring = Console(width=1000)
-    console = Console(width=max(Console().width, *(measuring.measure(table).minimum for table in tables)))
+    console = Console(width=max(Console().width, *(measuring.measure(table).maximum for table in tables)))
     console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
     for table in tables:
         console.print(f"\n{table.title}", style="italic", highlight=False, markup=False, soft_wrap=True)
