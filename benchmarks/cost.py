@@ -26,11 +26,9 @@ from quantsr.methods.quarot import QuaRot
 from quantsr.methods.svdquant import SVDQuant
 from quantsr.metrics.cost import Cost, cost
 from quantsr.quant.spec import Bits
+from quantsr.teachers import osediff
 from quantsr.teachers.base import Teacher
-from quantsr.teachers.mgldvsr import MGLDVSRTeacher
-from quantsr.teachers.mgldvsr.checkpoints import architecture as mgldvsr_architecture
-from quantsr.teachers.one_step import OneStepTeacher
-from quantsr.teachers.osediff import architecture as osediff_architecture
+from quantsr.teachers.mgldvsr import checkpoints
 
 SIDE = 128
 METHODS: dict[str, type[QuantizationMethod]] = {
@@ -41,24 +39,13 @@ METHODS: dict[str, type[QuantizationMethod]] = {
     "quarot": QuaRot,
     "quantvsr": QuantVSR,
 }
+TEACHERS = {"osediff": osediff.architecture, "mgldvsr": checkpoints.architecture}
 OF_TEACHER = {
     "osediff": ["minmax", "passionsr", "qartsr", "svdquant"],
     "mgldvsr": ["minmax", "quarot", "svdquant", "quantvsr"],
 }
 REPORTED = {("mgldvsr", "quantvsr", "w4a4"): ("84.39", "82.56")}
 """Shares of parameters and operations that are saved, in percent, from the papers."""
-
-
-def osediff() -> OneStepTeacher:
-    """The image teacher."""
-    with torch.device("meta"):
-        return osediff_architecture()
-
-
-def mgldvsr() -> MGLDVSRTeacher:
-    """The teacher of clips."""
-    with torch.device("meta"):
-        return mgldvsr_architecture()
 
 
 def student_cost(teacher: Teacher, method: str, bits: Bits, rank: int) -> Cost:
@@ -84,7 +71,8 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=44, help="of QuantVSR's branches (default 44)")
     args = parser.parse_args()
     for name in [args.teacher] if args.teacher else OF_TEACHER:
-        teacher = (osediff if name == "osediff" else mgldvsr)().freeze()
+        with torch.device("meta"):
+            teacher = TEACHERS[name]().freeze()
         table = Table(box=None, pad_edge=False, title=f"{name}: percent saved, and what is left")
         table.add_column("method", no_wrap=True)
         table.add_column("bits", no_wrap=True)

@@ -1,5 +1,6 @@
 """Checkpoints and artefacts to models."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from quantsr.deploy.artefact import load_student, read_config
 from quantsr.errors import UserError
 from quantsr.methods.quantization import QuantizationMethod
+from quantsr.metrics.operations import without_weights
 from quantsr.quant.folded import fold
 from quantsr.teachers.base import Teacher
 from quantsr.teachers.files import load_teacher
@@ -18,6 +20,23 @@ from quantsr.teachers.files import load_teacher
 def build_teacher(cfg: DictConfig) -> Teacher:
     """The teacher of a configuration, from plain lists and dicts: its arguments are written to its file."""
     return instantiate(cfg.teacher, _convert_="all")
+
+
+def build_architecture(cfg: DictConfig) -> Teacher:
+    """The same on the ``meta`` device, where it takes no memory.
+
+    A module that loads a teacher of full size has a function ``architecture`` beside, which takes the same arguments
+    and reads no file: those that say where files are may be missing. A teacher of any other module is loaded, and its
+    weights are let go.
+    """
+    module, _, _ = cfg.teacher._target_.rpartition(".")
+    architecture = getattr(import_module(module), "architecture", None)
+    if architecture is None:
+        return without_weights(build_teacher(cfg)).freeze()
+    given = [key for key in cfg.teacher if key != "_target_" and not OmegaConf.is_missing(cfg.teacher, key)]
+    config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, ["teacher", "seed"]), resolve=True)["teacher"]
+    with torch.device("meta"):
+        return architecture(**{key: config[key] for key in given}).freeze()
 
 
 def load_models(artefact: str | Path, teacher: str | None = None) -> tuple[Teacher, Teacher]:
@@ -34,7 +53,21 @@ def load_models(artefact: str | Path, teacher: str | None = None) -> tuple[Teach
     if path.suffix == ".ckpt":
         return load_checkpoint_models(path)
     student = load_student(path)
-    return student, load_teacher(teacher if teacher is not None else read_config(path)["teacher"])
+    return student, teacher_of(read_config(path)) if teacher is None else load_teacher(teacher)
+
+
+def teacher_of(config: dict[str, Any]) -> Teacher:
+    """The teacher that an artefact names: by its weights, or by the files of a loader of full-size teachers.
+
+    Raises:
+        UserError: it names none of :mod:`quantsr.teachers`; code elsewhere is not called by a file.
+    """
+    if config["teacher"] is not None:
+        return load_teacher(config["teacher"])
+    node = config.get("config", {}).get("teacher", {})
+    if not str(node.get("_target_")).startswith("quantsr.teachers."):
+        raise UserError("the artefact does not say which teacher it was made of: give teacher=WEIGHTS")
+    return instantiate(node, _convert_="all")
 
 
 def load_checkpoint_models(path: Path) -> tuple[Teacher, Teacher]:

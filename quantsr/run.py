@@ -3,8 +3,6 @@
 Hydra's configuration is seen here, and where models and the trainer are built of it; below, signatures are the schema.
 """
 
-import csv
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from quantsr.data.frames import FramesDataModule
-from quantsr.data.pairs import match_folders
+from quantsr.data.frames import FramesDataModule, sample_shapes
+from quantsr.data.pairs import PairsDataModule, match_folders
 from quantsr.data.sampling import check_batch_size
 from quantsr.data.trajectories import Trajectories, record
 from quantsr.data.video import open_frames
@@ -24,12 +22,14 @@ from quantsr.deploy.artefact import save_student
 from quantsr.errors import UserError
 from quantsr.evaluation import Report, measure, measure_outputs, print_table
 from quantsr.flow import flow_estimator
-from quantsr.loading import build_teacher, load_models, read_checkpoint
+from quantsr.loading import build_architecture, build_teacher, load_models, read_checkpoint
 from quantsr.methods.base import StagedModule
 from quantsr.methods.quantization import QuantizationMethod
 from quantsr.metrics.choice import Metrics, choose, print_choice
 from quantsr.metrics.cost import cost
 from quantsr.quant.folded import fold
+from quantsr.results import log_results, write_json
+from quantsr.shapes import show_shapes
 from quantsr.teachers.base import Teacher
 from quantsr.teachers.files import fingerprint, save_teacher
 from quantsr.trainer import build_trainer, quiet
@@ -40,8 +40,10 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     """Calibrate a student (or train a teacher), measure it and save it in ``cfg.run_dir``.
 
     Returns:
-        What ``metrics.json`` holds; None in the helper processes of a run on several devices.
+        What ``metrics.json`` holds; None in the helper processes of a run on several devices, and of a dry run.
     """
+    if cfg.get("debug") is not None:
+        return dry_run(cfg)
     folder = Path(cfg.run_dir)
     quiet()
     lightning.seed_everything(cfg.seed, verbose=False)
@@ -51,14 +53,19 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     metrics = chosen_metrics(cfg, data)
     method: StagedModule = instantiate(cfg.method, teacher=build_teacher(cfg))
     check_frames(method.teacher, data)
+    if method.needs_gt and "gt" not in sample_shapes(data.calibration()):
+        raise UserError(f"{type(method).__name__} trains against the ground truth, and the data has none: give data.gt")
     if cfg.gradient_checkpointing:
         method.checkpoint_gradients()
-    data.steps = method.steps
+    if cfg.micro_batch is not None:
+        method.split_batches(cfg.micro_batch)
+    data.steps, data.first_batches = method.steps, method.first_batches
     if resume is not None:
         method.check_checkpoint(resume)
         data.start_step = resume["quantsr"]["step"]
     trainer = build_trainer(cfg, folder, method.trains)
-    check_batch_size(data.batch_size, trainer.world_size)
+    for size in (data.batch_size, *(size for _, size in data.first_batches)):
+        check_batch_size(size, trainer.world_size)
     if trainer.is_global_zero:
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
         print(f"{data.summary()}\n{method.summary()}")
@@ -70,13 +77,27 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     return report(cfg, folder, method, data, trainer, metrics, seconds) if trainer.is_global_zero else None
 
 
+def dry_run(cfg: DictConfig) -> None:
+    """Print what the run would do, without its files: see :func:`show_shapes`."""
+    method: StagedModule = instantiate(cfg.method, teacher=build_architecture(cfg))
+    data = calibration_node(cfg.data)
+    show_shapes(method, data.batch_size, data.crop, f"dry run of {cfg.name}, nothing is read or trained")
+
+
+def calibration_node(data: DictConfig | dict[str, Any]) -> Any:
+    """What a configuration of data says of the samples to calibrate on, which may be a data set of their own."""
+    return data.get("calibration", data)
+
+
 def chosen_metrics(cfg: DictConfig, data: FramesDataModule) -> Metrics:
     """The metrics of ``cfg.metrics`` for the validation data, after a table of what is missing."""
     validation = data.validation()
-    # A data set whose samples are long in the making tells their shapes.
-    shape = validation.shapes()["gt"] if hasattr(validation, "shapes") else validation[0]["gt"].shape
+    shapes = sample_shapes(validation)
+    *outer, height, width = shapes["lq"]
+    reference = "gt" in shapes
+    shape = shapes["gt"] if reference else (*outer, data.scale * height, data.scale * width)
     flow = flow_estimator(cfg.flow.name, cfg.flow.weights) if len(shape) == 4 else None
-    metrics = choose(**cfg.metrics, shape=shape, count=len(validation), flow=flow)
+    metrics = choose(**cfg.metrics, shape=shape, count=len(validation), flow=flow, reference=reference)
     rank_zero_only(print_choice)(metrics)
     return metrics
 
@@ -99,10 +120,11 @@ def record_pairs(
     """Calibration pairs from the teacher's own sampling, out of the cache where the same have been recorded before."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     # What data is measured on, and how it is fed, does not change the pairs.
+    data_config = calibration_node(plain["data"])
     about = {
         "teacher": method.teacher.config,
         "weights": fingerprint(method.teacher),
-        "data": {key: value for key, value in plain["data"].items() if key not in ("batch_size", "num_workers")},
+        "data": {key: value for key, value in data_config.items() if key not in ("batch_size", "num_workers")},
     }
     teacher = method.teacher.to(trainer.strategy.root_device)
     return record(teacher, data.calibration(), method.pairs, Path(cfg.cache_dir).expanduser() / "pairs", about)
@@ -152,22 +174,6 @@ def report(
     return summary
 
 
-def log_results(trainer: lightning.Trainer, summary: dict[str, Any], extras: dict[str, Path]) -> None:
-    """Give the loggers the final figures and, where they take them, pictures (.png) and tables (.csv) by name."""
-    nested = {key: values if isinstance(values, dict) else {"": values} for key, values in summary.items()}
-    named = {f"{key}/{name}".rstrip("/"): value for key, values in nested.items() for name, value in values.items()}
-    figures = {name: value for name, value in named.items() if isinstance(value, int | float)}
-    for logger in trainer.loggers:
-        logger.log_metrics(figures)
-        for name, path in extras.items():
-            if path.suffix == ".png" and hasattr(logger, "log_image"):
-                logger.log_image(name, [str(path)])
-            elif path.suffix == ".csv" and hasattr(logger, "log_table"):
-                columns, *rows = csv.reader(path.open(newline=""))
-                logger.log_table(name, columns, rows)
-        logger.finalize("success")
-
-
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Measure an artefact (or checkpoint) on a data set, or a folder of ready-made outputs against ground truth.
 
@@ -212,10 +218,14 @@ def evaluate_artefact(cfg: DictConfig, device: str) -> Report:
 
 
 def evaluate_outputs(cfg: DictConfig, device: str) -> Report:
-    """Compare the images of ``cfg.outputs`` with ``cfg.data.gt``, matched by name."""
-    if "gt" not in cfg.data:
-        raise UserError("outputs=FOLDER is measured against the ground truth of data=pairs: give data.gt=FOLDER")
-    matches = match_folders(cfg.outputs, cfg.data.gt)
+    """Compare the images of ``cfg.outputs`` with the ground truth of a data set of pairs, matched by name."""
+    data = instantiate(cfg.data)
+    if not isinstance(data, PairsDataModule) or data.gt is None:
+        raise UserError(
+            "outputs=FOLDER is measured against the ground truth of pairs: give data=pairs data.lq=FOLDER "
+            "data.gt=FOLDER, or a data set that is found in pairs, such as data=realsr data.root=FOLDER"
+        )
+    matches = match_folders(cfg.outputs, data.gt)
     metrics = choose(**cfg.metrics, count=len(matches))
     print_choice(metrics)
     return measure_outputs(matches, metrics.to(device))
@@ -224,19 +234,12 @@ def evaluate_outputs(cfg: DictConfig, device: str) -> Report:
 def describe(cfg: DictConfig) -> dict[str, Any]:
     """How the run was made, for the artefact."""
     plain = OmegaConf.to_container(cfg, resolve=True)
-    bits = plain["method"]["bits"]
+    bits, data = plain["method"]["bits"], calibration_node(plain["data"])
     return {
         "name": cfg.name,
         "method": plain["method"]["_target_"].rpartition(".")[2],
         "bits": f"w{bits['weight']}a{bits['act']}",
         "teacher": plain["teacher"].get("weights"),
-        "data": plain["data"]["_target_"].rpartition(".")[2],
+        "data": data.get("name", data["_target_"].rpartition(".")[2]),
         "config": {key: plain[key] for key in ("method", "teacher", "data", "seed")},
     }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write under a temporary name and move: a killed run leaves no half file."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=1))
-    unfinished.replace(path)

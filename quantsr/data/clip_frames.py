@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from quantsr.data.degradations import to_float
-from quantsr.data.files import Unusable, list_images, read_usable
+from quantsr.data.files import Unusable, image_size, list_images, read_usable, written
 from quantsr.errors import UserError
 
 
@@ -89,20 +88,21 @@ class FolderFrames(Frames):
                 frame = to_float(read_usable(path))
             except Unusable as reason:
                 raise UserError(f"Frame {path.absolute()} is {reason}: replace it.") from reason
-            size = (frame.shape[-2], frame.shape[-1])
-            if size != getattr(self, "size", size):
-                sizes = [f"{width}x{height}" for height, width in (size, self.size)]
-                raise UserError(
-                    f"Frame {path.absolute()} has {sizes[0]} pixels and the first frame of the clip {sizes[1]}: "
-                    "a clip needs frames of one size."
-                )
+            self._check_size(path, (frame.shape[-2], frame.shape[-1]))
             yield frame
 
     def check(self, decode_to: int | None = None) -> None:
-        """Decode the first frames as every clip does, and open the files of all others."""
+        """Decode the first frames as every clip does, and of all others read what tells their size."""
         for path in self.paths:
             try:
-                Image.open(path).close()
-            except OSError as error:
-                raise UserError(f"Frame {path.absolute()} is not readable ({error}): replace it.") from error
+                self._check_size(path, image_size(path))
+            except Unusable as reason:
+                raise UserError(f"Frame {path.absolute()} is {reason}: replace it.") from reason
         super().check(decode_to)
+
+    def _check_size(self, path: Path, size: tuple[int, int]) -> None:
+        if size != getattr(self, "size", size):
+            raise UserError(
+                f"Frame {path.absolute()} has {written(size)} pixels and the first frame of the clip "
+                f"{written(self.size)}: a clip needs frames of one size."
+            )

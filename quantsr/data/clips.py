@@ -1,4 +1,4 @@
-"""Folders of clips: clean ones degraded on the fly, or low-quality ones beside their clean versions."""
+"""Folders of clips: clean ones degraded on the fly, low-quality ones beside their clean versions, or these alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from quantsr.data.clip_degradations import ClipDegradation
 from quantsr.data.clip_folders import PARTS, Clip, ClipMatch, divide, list_clips, open_clips
 from quantsr.data.files import warn_skipped
 from quantsr.data.frames import FramesDataModule, corner, cut, turn
-from quantsr.data.pairs import match_paths
+from quantsr.data.pairs import match_named
 from quantsr.errors import UserError
 
 
@@ -73,29 +73,34 @@ class ClipSegments(Dataset):
         rng = np.random.default_rng((self.seed, number if self.random else index))
         if self.random:
             length = stop - start
-            start = int(rng.integers(0, len(clip.gt) - length, endpoint=True))
+            start = int(rng.integers(0, len(clip) - length, endpoint=True))
             stop, name = start + length, f"{clip.name}_{start}"
-        gt = clip.gt.read(start, stop)
-        lq = None if clip.lq is None else clip.lq.read(start, stop)
+        gt, lq = (None if version is None else version.read(start, stop) for version in (clip.gt, clip.lq))
         gt, lq = self._cut(gt, lq, rng)
-        return {"lq": self.degradation(gt, rng) if lq is None else lq, "gt": gt, "name": name}
+        sample = {"lq": self.degradation(gt, rng) if lq is None else lq, "gt": gt, "name": name}
+        return {key: value for key, value in sample.items() if value is not None}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the first sample's `lq` and `gt`, without reading it: whole clips take a while."""
         segment, scale = self.segments[0], self.degradation.scale
-        sides = [(self.crop or side) // scale for side in segment.clip.gt.size]
+        gt, lq = segment.clip.gt, segment.clip.lq
+        sides = lq.size if gt is None else [side // scale for side in gt.size]
+        sides = [self.crop // scale if self.crop else side for side in sides]
         length = segment.stop - segment.start
-        return {"lq": (length, 3, *sides), "gt": (length, 3, *(side * scale for side in sides))}
+        shapes = {"lq": (length, 3, *sides), "gt": (length, 3, *(side * scale for side in sides))}
+        return shapes if gt is not None else {"lq": shapes["lq"]}
 
-    def _cut(self, gt: Tensor, lq: Tensor | None, rng: np.random.Generator) -> tuple[Tensor, Tensor | None]:
+    def _cut(
+        self, gt: Tensor | None, lq: Tensor | None, rng: np.random.Generator
+    ) -> tuple[Tensor | None, Tensor | None]:
         """The crop of this visit, turned and flipped if random, the same place of both."""
         scale = self.degradation.scale
-        height, width = (side // scale for side in gt.shape[-2:])
         # Places are counted in low-quality pixels, so that both crops show the same.
-        grid = gt[..., : height * scale : scale, : width * scale : scale]
+        height, width = lq.shape[-2:] if gt is None else (side // scale for side in gt.shape[-2:])
+        grid = lq if gt is None else gt[..., : height * scale : scale, : width * scale : scale]
         size = (height, width) if self.crop is None else (self.crop // scale,) * 2
         top, left = corner(grid, size, rng if self.random else None)
-        gt = cut(gt, (top * scale, left * scale), (size[0] * scale, size[1] * scale))
+        gt = None if gt is None else cut(gt, (top * scale, left * scale), (size[0] * scale, size[1] * scale))
         lq = None if lq is None else cut(lq, (top, left), size)
         if not self.random:
             return gt, lq
@@ -112,9 +117,10 @@ class ClipsDataModule(FramesDataModule):
     are looked at quickly, those for validation frame by frame.
 
     Args:
-        gt: folder of clean clips.
+        gt: folder of clean clips, see `list_clips`; None where there are none: such clips can calibrate a student
+            and be upscaled, and are measured without a reference.
         lq: folder of their low-quality versions, matched by name; None degrades the clean ones on the fly.
-        pattern: glob pattern of the names of the clips to use.
+        pattern: glob pattern of the names of the clips to use, or several.
         validation_pattern: glob pattern of the names of the validation clips.
         validation_share: share of the clips kept for validation where no pattern is given.
         scale: how many times larger gt is along each side.
@@ -127,14 +133,14 @@ class ClipsDataModule(FramesDataModule):
         batch_size, num_workers, seed: see `FramesDataModule`.
 
     Raises:
-        UserError: if the degradation has another scale, or a length is under 1.
+        UserError: if the degradation has another scale, a length is under 1 or neither folder is given.
     """
 
     def __init__(
         self,
-        gt: str | Path,
+        gt: str | Path | None,
         lq: str | Path | None = None,
-        pattern: str = "*",
+        pattern: str | Sequence[str] = "*",
         validation_pattern: str | None = None,
         validation_share: float = 0.2,
         scale: int = 4,
@@ -149,11 +155,14 @@ class ClipsDataModule(FramesDataModule):
         seed: int = 0,
     ):
         super().__init__(batch_size, num_workers, seed)
-        self.gt, self.lq, self.pattern = Path(gt), Path(lq) if lq else None, pattern
+        self.gt, self.lq = (Path(folder) if folder else None for folder in (gt, lq))
+        self.pattern = pattern
         self.validation_pattern, self.validation_share = validation_pattern, validation_share
         self.frames, self.validation_frames = frames, validation_frames
         self.crop, self.validation_crop, self.random_crops = crop, validation_crop, random_crops
         self.scale, self.degradation = scale, degradation or ClipDegradation(scale)
+        if self.gt is None and self.lq is None:
+            raise UserError("No folder of clips is given: give data.gt, data.lq or both.")
         if frames < 1 or (validation_frames is not None and validation_frames < 1):
             raise UserError(f"A clip needs a frame: frames={frames}, validation_frames={validation_frames} is too few.")
         if self.degradation.scale != scale:
@@ -167,20 +176,21 @@ class ClipsDataModule(FramesDataModule):
     def load_validation(self) -> Dataset:
         limit = self.validation_frames
         clips = self._open(1, frames=1, side=self.validation_crop or self.scale, decode_to=limit)
-        segments = [Segment(clip, 0, min(limit or len(clip.gt), len(clip.gt)), clip.name) for clip in clips]
+        segments = [Segment(clip, 0, min(limit or len(clip), len(clip)), clip.name) for clip in clips]
         return ClipSegments(segments, self.validation_crop, self.degradation, self.seed)
 
     @cached_property
     def matches(self) -> tuple[list[ClipMatch], list[ClipMatch]]:
         """The calibration clips and the validation clips, not opened yet; no clip is in both."""
-        paths = list_clips(self.gt)
         if self.lq is None:
-            matches = [(path.stem, path, None) for path in paths]
+            matches = [(name, path, None) for name, path in list_clips(self.gt)]
+        elif self.gt is None:
+            matches = [(name, None, path) for name, path in list_clips(self.lq)]
         else:
-            matches, unmatched = match_paths(list_clips(self.lq), paths)
+            pairs, unmatched = match_named(list_clips(self.lq), list_clips(self.gt))
             warn_skipped(unmatched)
             self.skipped += unmatched
-            matches = [(name, gt, lq) for name, lq, gt in matches]
+            matches = [(name, gt, lq) for name, lq, gt in pairs]
             if not matches:
                 raise UserError(f"No clip of {self.lq.absolute()} has the name of one in {self.gt.absolute()}.")
         return divide(matches, self.pattern, self.validation_pattern, self.validation_share, self.seed)
@@ -191,27 +201,23 @@ class ClipsDataModule(FramesDataModule):
         self.skipped += skipped
         if not clips:
             example = f" ({skipped[0][0]}: {skipped[0][1]})" if skipped else ""
+            folder = self.lq if self.gt is None else self.gt
             raise UserError(
-                f"No clip of {self.gt.absolute()} is left for {PARTS[part]}, {len(skipped)} were skipped{example}: "
+                f"No clip of {folder.absolute()} is left for {PARTS[part]}, {len(skipped)} were skipped{example}: "
                 f"change validation_share ({self.validation_share}) or the patterns, or add clips."
             )
         return clips
 
 
 def disjoint_segments(clips: Sequence[Clip], frames: int) -> list[Segment]:
-    """Every whole segment of a length from the beginning of each clip, named `name_start`."""
+    """Every whole segment of a length from the beginning of each clip, named `name_start`.
+
+    The first of all clips come before the second of any: so many segments as there are clips show all of them.
+    """
+    longest = max(map(len, clips), default=0)
     return [
         Segment(clip, start, start + frames, f"{clip.name}_{start}")
+        for start in range(0, longest - frames + 1, frames)
         for clip in clips
-        for start in range(0, len(clip.gt) - frames + 1, frames)
+        if start + frames <= len(clip)
     ]
-
-
-def benchmark(root: str | Path, **options: Any) -> ClipsDataModule:
-    """A benchmark in the layout GT/<clip>/<frame>.png and LQ/<clip>/<frame>.png; all clips are for validation.
-
-    Args:
-        root: holds the folders ``GT`` and ``LQ``.
-        **options: of :class:`ClipsDataModule`.
-    """
-    return ClipsDataModule(Path(root) / "GT", Path(root) / "LQ", **{"validation_share": 1, **options})

@@ -22,6 +22,12 @@ NamedImage = tuple[str, Tensor]
 Skipped = tuple[str, str]
 
 
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+"""Pillow reports a broken file as any of these, depending on the format's decoder."""
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
+"""The EXIF tag that says how the camera was held, and its values for a quarter turn."""
+
+
 class Unusable(Exception):
     """Why an image file is left out."""
 
@@ -77,13 +83,50 @@ def read_usable(path: Path, minimum: int = 1) -> Tensor:
     """
     try:
         image = read_image(path)
-    # Pillow reports damage as any of these, depending on the format's decoder.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except DAMAGE as error:
         raise Unusable(f"not readable ({error})") from error
-    height, width = image.shape[-2:]
-    if min(height, width) < minimum:
-        raise Unusable(f"{width}x{height} pixels, smaller than {minimum}")
+    check_side(image.shape[-2:], minimum)
     return image
+
+
+def image_size(path: Path, checksums: bool = False) -> tuple[int, int]:
+    """(height, width) as `read_image` gives them, from the header, without decoding.
+
+    Args:
+        path: the file.
+        checksums: compare those of the whole file, which PNG has: reads it, and finds one that ends early.
+
+    Raises:
+        Unusable: if the file is broken where that shows.
+    """
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+            # Of a PNG without the tag in front, Pillow would decode all to look for it behind.
+            tags = file.getexif() if file.format != "PNG" or "exif" in file.info else {}
+            turned = tags.get(ORIENTATION) in TURNED
+            if checksums:
+                file.verify()
+    except DAMAGE as error:
+        raise Unusable(f"not readable ({error})") from error
+    return (width, height) if turned else (height, width)
+
+
+def check_side(size: tuple[int, int], minimum: int) -> None:
+    """Refuse (height, width) with a side under `minimum` pixels, with Unusable."""
+    if min(size) < minimum:
+        raise Unusable(f"{written(size)} pixels, smaller than {minimum}")
+
+
+def check_ratio(lq: tuple[int, int], gt: tuple[int, int], scale: int) -> None:
+    """Refuse (height, width) of a clean image that is not `scale` times the low-quality one's, with Unusable."""
+    if tuple(gt) != tuple(scale * side for side in lq):
+        raise Unusable(f"gt of {written(gt)} pixels is not {scale} times the size of lq, {written(lq)}")
+
+
+def written(size: tuple[int, int]) -> str:
+    """(height, width) as people write it, width first: `128x96`."""
+    return f"{size[1]}x{size[0]}"
 
 
 def read_images(paths: Sequence[Path], minimum: int) -> tuple[list[NamedImage], list[Skipped]]:

@@ -1,7 +1,7 @@
 """Data sets of single frames and the data module that feeds them, or clips, to training and validation.
 
 A sample is a dict: `lq` (3, h, w) and `gt` (3, scale * h, scale * w), float RGB in [0, 1], and `name`. That of
-a clip has `lq` (t, 3, h, w) and `gt` (t, 3, scale * h, scale * w).
+a clip has `lq` (t, 3, h, w) and `gt` (t, 3, scale * h, scale * w). Where there is no ground truth there is no `gt`.
 """
 
 from abc import ABC, abstractmethod
@@ -108,6 +108,7 @@ class FramesDataModule(LightningDataModule, ABC):
         frames: length of the segments for training and calibration; 1 for images.
         steps: training steps of the whole run; set before fitting.
         start_step: the step at which fitting begins; set before resuming.
+        first_batches: (steps, samples a step) of stages at the start that have a batch size of their own.
         pairs: what to train on instead of the calibration samples; set before fitting.
         skipped: (file name, reason) of every file that could not be used.
 
@@ -124,6 +125,7 @@ class FramesDataModule(LightningDataModule, ABC):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.steps: int | None = None
         self.start_step = 0
+        self.first_batches: list[tuple[int, int]] = []
         self.skipped: list[Skipped] = []
         self._sets: dict[str, Dataset] = {}
         self.pairs: Dataset | None = None
@@ -171,6 +173,7 @@ class FramesDataModule(LightningDataModule, ABC):
             self.start_step,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
+            first_batches=self.first_batches,
         )
         return DataLoader(data, batch_sampler=sampler, num_workers=self.num_workers)
 
@@ -182,12 +185,19 @@ class FramesDataModule(LightningDataModule, ABC):
         return f"{type(self).__name__}: {', '.join(parts) or 'nothing read yet'}"
 
 
-def _sizes(data: Dataset) -> str:
-    """`48x48 -> 192x192`, width first, of the first sample; `5x 48x48 -> 192x192` of a clip of five frames.
+def sample_shapes(data: Dataset) -> dict[str, tuple[int, ...]]:
+    """Shapes of the first sample's `lq` and, where there is ground truth, `gt`.
 
-    A data set whose samples are long in the making has a method `shapes` that tells their shapes.
+    A data set whose samples are long in the making has a method `shapes` that tells them.
     """
-    shapes = data.shapes() if hasattr(data, "shapes") else {key: data[0][key].shape for key in ("lq", "gt")}
-    lq, gt = (f"{shapes[key][-1]}x{shapes[key][-2]}" for key in ("lq", "gt"))
+    if hasattr(data, "shapes"):
+        return data.shapes()
+    return {key: tuple(value.shape) for key, value in data[0].items() if key in ("lq", "gt")}
+
+
+def _sizes(data: Dataset) -> str:
+    """`48x48 -> 192x192`, width first, of the first sample; `5x 48x48 -> 192x192` of a clip of five frames."""
+    shapes = sample_shapes(data)
+    sizes = [f"{shapes[key][-1]}x{shapes[key][-2]}" for key in ("lq", "gt") if key in shapes]
     length = f"{shapes['lq'][0]}x " if len(shapes["lq"]) == 4 else ""
-    return f"{length}{lq} -> {gt}"
+    return length + (" -> ".join(sizes) if "gt" in shapes else f"{sizes[0]}, no ground truth")

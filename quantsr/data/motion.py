@@ -164,7 +164,7 @@ class MotionDataModule(FramesDataModule):
 
     def _real(self) -> Dataset:
         """Segments of the real clips."""
-        found = [(path.stem, path, None) for path in list_clips(self.real)]
+        found = [(name, path, None) for name, path in list_clips(self.real)]
         matches = [match for match in found if fnmatchcase(match[0], self.real_pattern)]
         clips, skipped = open_clips(matches, self.degradation.scale, self.frames, self.crop, decode_to=0)
         self.skipped += skipped

@@ -1,4 +1,7 @@
-"""Two folders of the same scenes: real low-quality images and their clean versions, as in RealSR."""
+"""Two folders of the same scenes: real low-quality images and their clean versions, as in RealSR.
+
+Or the low-quality ones alone, where there is no clean version of what a camera took.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,21 +14,33 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from quantsr.data.degradations import to_float
-from quantsr.data.files import Skipped, Unusable, list_images, natural_key, read_usable, warn_skipped
+from quantsr.data.files import (
+    Skipped,
+    Unusable,
+    check_ratio,
+    check_side,
+    list_images,
+    natural_key,
+    read_usable,
+    warn_skipped,
+)
 from quantsr.data.frames import FramesDataModule, corner, cut
 from quantsr.data.splits import split
 from quantsr.errors import UserError
 
 ROLE_SUFFIX = re.compile(r"(_LR\d*|_HR|_LQ|_GT|x\d)$", re.IGNORECASE)
+NamedPath = tuple[str, Path]
 Match = tuple[str, Path, Path]
-Pair = tuple[str, Tensor, Tensor]
+Scene = tuple[str, Path, Path | None]
+Pair = tuple[str, Tensor, Tensor | None]
 
 
 class AlignedPairs(Dataset):
     """Pairs kept decoded in memory, whole or as crops that show the same place.
 
     Args:
-        pairs: (name, lq (3, h, w) uint8, gt (3, scale * h, scale * w) uint8) of each scene.
+        pairs: (name, lq (3, h, w) uint8, gt (3, scale * h, scale * w) uint8 or None) of each scene; without gt
+            a sample has none either.
         scale: how many times larger gt is along each side.
         crop: side of the crop in clean pixels, a multiple of the scale, its place drawn from (seed, number),
             so that a later visit `number % len` of a pair sees another place; None takes whole images.
@@ -49,8 +64,9 @@ class AlignedPairs(Dataset):
             side = self.crop // self.scale
             top, left = corner(lq, (side, side), np.random.default_rng((self.seed, number)))
             lq = cut(lq, (top, left), (side, side))
-            gt = cut(gt, (top * self.scale, left * self.scale), (self.crop, self.crop))
-        return {"lq": to_float(lq), "gt": to_float(gt), "name": name}
+            if gt is not None:
+                gt = cut(gt, (top * self.scale, left * self.scale), (self.crop, self.crop))
+        return {"lq": to_float(lq), **({} if gt is None else {"gt": to_float(gt)}), "name": name}
 
 
 class PairsDataModule(FramesDataModule):
@@ -60,7 +76,8 @@ class PairsDataModule(FramesDataModule):
 
     Args:
         lq: folder of low-quality images.
-        gt: folder of clean images, matched as in `match_folders`.
+        gt: folder of clean images, matched as in `match_folders`; None where there are none: such data can
+            calibrate a student and be upscaled, and is measured without a reference.
         scale: how many times larger gt is along each side; pairs of another ratio are skipped and counted.
         validation_share: seeded share of the pairs kept for validation.
         crop: side of the calibration crops in clean pixels.
@@ -70,7 +87,7 @@ class PairsDataModule(FramesDataModule):
     def __init__(
         self,
         lq: str | Path,
-        gt: str | Path,
+        gt: str | Path | None,
         scale: int = 4,
         validation_share: float = 0.2,
         crop: int = 192,
@@ -79,12 +96,14 @@ class PairsDataModule(FramesDataModule):
         seed: int = 0,
     ):
         super().__init__(batch_size, num_workers, seed)
-        self.lq, self.gt, self.scale = Path(lq), Path(gt), scale
+        self.lq, self.gt, self.scale = Path(lq), Path(gt) if gt else None, scale
         self.validation_share, self.crop = validation_share, crop
 
     @cached_property
-    def matches(self) -> tuple[list[Match], list[Match]]:
+    def matches(self) -> tuple[list[Scene], list[Scene]]:
         """The calibration pairs and the validation pairs, not read yet."""
+        if self.gt is None:
+            return split([(path.stem, path, None) for path in list_images(self.lq)], self.validation_share, self.seed)
         matches, unmatched = match_paths(list_images(self.lq), list_images(self.gt))
         warn_skipped(unmatched)
         self.skipped += unmatched
@@ -98,7 +117,7 @@ class PairsDataModule(FramesDataModule):
     def load_validation(self) -> Dataset:
         return AlignedPairs(self._read(self.matches[1], "validation", minimum=1), self.scale)
 
-    def _read(self, matches: list[Match], purpose: str, minimum: int) -> list[Pair]:
+    def _read(self, matches: list[Scene], purpose: str, minimum: int) -> list[Pair]:
         pairs, skipped = [], []
         for name, lq_path, gt_path in matches:
             try:
@@ -108,24 +127,29 @@ class PairsDataModule(FramesDataModule):
         warn_skipped(skipped)
         self.skipped += skipped
         if not pairs:
+            what = f"No image of {self.lq.absolute()}"
+            if self.gt is not None:
+                what = f"No pair of {self.lq.absolute()} and {self.gt.absolute()}"
             raise UserError(
-                f"No pair of {self.lq.absolute()} and {self.gt.absolute()} is left for {purpose}: "
+                f"{what} is left for {purpose}: "
                 f"{len(skipped)} were skipped, and validation_share is {self.validation_share}."
             )
         return pairs
 
 
-def read_pair(lq_path: Path, gt_path: Path, scale: int, minimum: int) -> tuple[Tensor, Tensor]:
+def read_pair(lq_path: Path, gt_path: Path | None, scale: int, minimum: int) -> tuple[Tensor, Tensor | None]:
     """Read both images of a pair.
 
     Raises:
-        Unusable: if one is broken, gt has a side under `minimum` pixels or is not `scale` times the size of
-            lq.
+        Unusable: if one is broken, gt has (or would have) a side under `minimum` pixels or is not `scale` times
+            the size of lq.
     """
-    lq, gt = read_usable(lq_path), read_usable(gt_path, minimum)
-    if tuple(gt.shape[-2:]) != tuple(scale * side for side in lq.shape[-2:]):
-        sizes = [f"{image.shape[-1]}x{image.shape[-2]}" for image in (lq, gt)]
-        raise Unusable(f"gt of {sizes[1]} pixels is not {scale} times the size of lq, {sizes[0]}")
+    lq = read_usable(lq_path)
+    if gt_path is None:
+        check_side(lq.shape[-2:], -(-minimum // scale))
+        return lq, None
+    gt = read_usable(gt_path, minimum)
+    check_ratio(lq.shape[-2:], gt.shape[-2:], scale)
     return lq, gt
 
 
@@ -149,39 +173,37 @@ def match_folders(a: str | Path, b: str | Path) -> list[Match]:
     return matches
 
 
-def match_paths(a: list[Path], b: list[Path]) -> tuple[list[Match], list[Skipped]]:
+def match_paths(a: Sequence[Path], b: Sequence[Path]) -> tuple[list[Match], list[Skipped]]:
     """`match_folders` of listed files; also returns (file name, reason) of those without a partner."""
+    return match_named(*([(path.stem, path) for path in paths] for paths in (a, b)))
+
+
+def match_named(a: Sequence[NamedPath], b: Sequence[NamedPath]) -> tuple[list[Match], list[Skipped]]:
+    """`match_paths` of (name, path): the names are matched in the place of the stems."""
     matches = []
-    # Equal stems first, so that `x_LR4` and `x_HR` in both folders stay apart.
-    for name_of in (_stem, _stem_without_role):
-        common = {name_of(path) for path in a} & {name_of(path) for path in b}
-        matches += [(name, _only(a, name, name_of), _only(b, name, name_of)) for name in common]
-        a = [path for path in a if name_of(path) not in common]
-        b = [path for path in b if name_of(path) not in common]
-    unmatched = [(path.name, f"no partner for {path}") for path in (*a, *b)]
-    return sorted(matches, key=lambda match: natural_key(match[1])), unmatched
+    # Equal names first, so that `x_LR4` and `x_HR` in both folders stay apart.
+    for shortened in (str, _without_role):
+        groups = [_grouped(paths, shortened) for paths in (a, b)]
+        common = groups[0].keys() & groups[1].keys()
+        matches += [(name, *(_only(group[name]) for group in groups)) for name in common]
+        a, b = ([(name, path) for name, path in paths if shortened(name) not in common] for paths in (a, b))
+    unmatched = [(path.name, f"no partner for {path}") for _, path in (*a, *b)]
+    return sorted(matches, key=lambda match: natural_key(Path(match[0]))), unmatched
 
 
-def _stem(path: Path) -> str:
-    return path.stem
+def _without_role(name: str) -> str:
+    return ROLE_SUFFIX.sub("", name)
 
 
-def _stem_without_role(path: Path) -> str:
-    return ROLE_SUFFIX.sub("", path.stem)
+def _grouped(paths: Sequence[NamedPath], shortened: Callable[[str], str]) -> dict[str, list[Path]]:
+    groups: dict[str, list[Path]] = {}
+    for name, path in paths:
+        groups.setdefault(shortened(name), []).append(path)
+    return groups
 
 
-def _only(paths: list[Path], name: str, name_of: Callable[[Path], str]) -> Path:
-    path, *others = (path for path in paths if name_of(path) == name)
+def _only(paths: list[Path]) -> Path:
+    path, *others = paths
     if others:
         raise UserError(f"{path.name} and {others[0].name} in {path.parent.absolute()} have the same name: keep one.")
     return path
-
-
-def realsr(root: str | Path, **options: Any) -> PairsDataModule:
-    """The RealSR benchmark as it is laid out on disk; all pairs are for validation.
-
-    Args:
-        root: holds the folders ``LR`` and ``HR``.
-        **options: of :class:`PairsDataModule`.
-    """
-    return PairsDataModule(Path(root) / "LR", Path(root) / "HR", **{"validation_share": 1, **options})

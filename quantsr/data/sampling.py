@@ -1,6 +1,6 @@
 """Which samples each training step sees, independent of the number of devices and of interruptions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -37,6 +37,7 @@ class StepBatchSampler:
         start_step: the first step to give batches for.
         rank: number of this device.
         world_size: number of devices.
+        first_batches: (steps, samples a step) of the beginning of the run, where that is not `batch_size`.
 
     Raises:
         UserError: if the batch cannot be divided among the devices.
@@ -51,12 +52,14 @@ class StepBatchSampler:
         start_step: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        first_batches: Sequence[tuple[int, int]] = (),
     ):
         check_batch_size(batch_size, world_size)
         if size < 1:
             raise ValueError("cannot sample from an empty data set")
         self.size, self.batch_size, self.steps, self.seed = size, batch_size, steps, seed
         self.start_step, self.rank, self.world_size = start_step, rank, world_size
+        self.first_batches = tuple(first_batches)
 
     def __len__(self) -> int:
         """Steps of the whole run: Lightning's progress of a resumed run counts from its beginning."""
@@ -68,8 +71,15 @@ class StepBatchSampler:
 
     def global_batch(self, step: int) -> list[int]:
         """The sample numbers of one step over all devices."""
-        first = step * self.batch_size
-        return [self._number(position) for position in range(first, first + self.batch_size)]
+        taken = 0
+        for steps, size in self.first_batches:
+            if step < steps:
+                break
+            taken, step = taken + steps * size, step - steps
+        else:
+            size = self.batch_size
+        first = taken + step * size
+        return [self._number(position) for position in range(first, first + size)]
 
     def _number(self, position: int) -> int:
         epoch, i = divmod(position, self.size)

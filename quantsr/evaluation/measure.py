@@ -16,7 +16,7 @@ from quantsr.data.files import read_image
 from quantsr.evaluation.outputs import as_saved, save_output, save_versions
 from quantsr.evaluation.report import Report, means, pictures, spread
 from quantsr.flow import FlowEstimator
-from quantsr.metrics.choice import Metrics
+from quantsr.metrics.choice import NO_REFERENCE, Metrics
 from quantsr.metrics.fidelity import psnr, psnr_y, ssim_y
 from quantsr.metrics.temporal import estimate_flows, occluded_pixels, warping_error
 
@@ -39,13 +39,14 @@ def measure(
     images_dir: Path | None = None,
     samples_dir: Path | None = None,
 ) -> Report:
-    """Run models over a data set and compare with the ground truth, on 8-bit images.
+    """Run models over a data set and compare with the ground truth, where there is one, on 8-bit images.
 
     Args:
         models: by name, each from ``(1, 3, h, w)`` or ``(1, t, 3, h, w)`` on the CPU to the CPU (see
             :func:`quantsr.upscaling.on_device`); ``bicubic`` is added in front. If both ``teacher`` and ``student``
             are there, their outputs are compared too.
-        data: samples ``{"lq", "gt", "name"}`` of images or clips; of clips perhaps with their true ``flow``.
+        data: samples ``{"lq", "gt", "name"}`` of images or clips, all without ``gt`` where there is no ground truth;
+            of clips perhaps with their true ``flow``.
         scale: upscaling factor.
         metrics: what to measure besides PSNR-Y and SSIM; needed for clips, for their flow.
         images_dir: where to save the last model's output for every image (a clip: its frames and an mp4); None not to.
@@ -59,7 +60,7 @@ def measure(
     for sample in track(_samples(data), "measuring", total=len(data), console=Console(), transient=True):
         lq, name = sample["lq"], sample["name"]
         outputs = {model: as_saved(run(lq[None]))[0] for model, run in models.items()}
-        versions = {**outputs, "gt": sample["gt"]}
+        versions = {**outputs, "gt": sample["gt"]} if "gt" in sample else outputs
         if shown is None:
             shown = spread(len(data), SHEET_ROWS if lq.ndim == 3 else SHEET_CLIPS)
         if lq.ndim == 3:
@@ -89,10 +90,10 @@ def measure_outputs(matches: Sequence[tuple[str, Path, Path]], metrics: Metrics 
 
 
 def compare(versions: dict[str, Tensor], metrics: Metrics) -> dict[str, float]:
-    """Every model's output ``(3, h, w)`` with the ground truth ``gt``, and the student's with the teacher's."""
-    outputs, gt = {model: image for model, image in versions.items() if model != "gt"}, versions["gt"]
+    """Every model's output ``(3, h, w)`` with the ground truth ``gt``, if any, and the student's with the teacher's."""
+    outputs, gt = {model: image for model, image in versions.items() if model != "gt"}, versions.get("gt")
     row: dict[str, float] = {}
-    for model, sr in outputs.items():
+    for model, sr in outputs.items() if gt is not None else ():
         row[f"{model}.psnr_y"] = psnr_y(sr[None], gt[None]).item()
         row[f"{model}.ssim"] = ssim_y(sr[None], gt[None]).item()
     if {"teacher", "student"} <= outputs.keys():
@@ -130,7 +131,9 @@ def _finished(report: Report, metrics: Metrics) -> Report:
     """The report with what is of all samples together."""
     if metrics.fid is not None:
         report.sets = {model: {"fid": distance} for model, distance in metrics.fid.compute().items()}
-    single = sum("gt.warping" not in row for row in report.rows) if report.frames else 0
+    if not any(f"{model}.psnr_y" in row for row in report.rows for model in report.models):
+        report.absent |= dict.fromkeys(("psnr_y", "ssim"), NO_REFERENCE)
+    single = sum(f"{report.models[0]}.warping" not in row for row in report.rows) if report.frames else 0
     if single:
         of = "the clips have" if single == len(report.rows) else f"{single} of {len(report.rows)} clips have"
         report.absent["warping"] = f"E*_warp needs two frames, and {of} one"

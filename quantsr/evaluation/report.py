@@ -23,10 +23,10 @@ class Report:
     Attributes:
         models: what was compared with the ground truth.
         rows: one dict an image or clip: ``name``, then of every model ``<model>.psnr_y`` and ``<model>.ssim`` (Y
-            channel against ground truth) and other metrics by name, means over the frames of a clip; of clips also
-            ``<model>.warping`` (E*_warp, of two frames or more) and perhaps ``<model>.dover``. What needs no
-            reference is there of ``gt`` too. Where there is a student, ``fidelity_psnr`` (RGB, against the teacher,
-            dB).
+            channel against ground truth, where there is one) and other metrics by name, means over the frames of a
+            clip; of clips also ``<model>.warping`` (E*_warp, of two frames or more) and perhaps ``<model>.dover``. What
+            needs no reference is there of ``gt`` too. Where there is a student, ``fidelity_psnr`` (RGB, against the
+            teacher, dB).
         frames: one dict a frame of every clip: ``name``, ``frame``, and the same without what is of whole clips.
         sets: metrics of all images or frames as a set, by model.
         pictures: for a comparison sheet, (name, versions by caption, notes by caption) of some images, or of the
@@ -43,7 +43,7 @@ class Report:
 
     def summary(self) -> dict[str, Any]:
         """Means over the images or clips that have a value, as in ``metrics.json``."""
-        result: dict[str, Any] = {}
+        result: dict[str, Any] = {model: {} for model in self.models}
         for key, value in means([{k: v for k, v in row.items() if k != "name"} for row in self.rows]).items():
             model, _, metric = key.rpartition(".")
             owner = result.setdefault(model, {}) if model else result

@@ -28,7 +28,7 @@ def print_table(summary: dict[str, Any], title: str) -> None:
     for heading in (*(_heading(metric)[0] for metric in columns), "PSNR to the teacher (dB) ↑"):
         table.add_column(heading, justify="right")
     for model, values in models.items():
-        cells = [_cell(values, metric, absent) for metric in columns]
+        cells = [_cell(model, values, metric, absent) for metric in columns]
         fidelity = f"{summary['fidelity_psnr']:.2f}" if model == "student" and "fidelity_psnr" in summary else ""
         table.add_row(model, *cells, fidelity)
     # Figures are not cut where the terminal, or the 80 columns of a log file, are narrower than the table.
@@ -50,7 +50,7 @@ def _heading(metric: str) -> tuple[str, str]:
     return HEADINGS.get(metric) or (f"{metric.upper()} {ARROWS[lower_is_better(metric)]}", digits)
 
 
-def _cell(values: dict[str, float], metric: str, absent: dict[str, str]) -> str:
+def _cell(model: str, values: dict[str, float], metric: str, absent: dict[str, str]) -> str:
     if metric in values:
         return format(values[metric], _heading(metric)[1])
-    return "absent" if metric in absent and "psnr_y" in values else ""  # The ground truth has no PSNR.
+    return "absent" if metric in absent and model != "gt" else ""

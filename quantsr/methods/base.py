@@ -3,7 +3,8 @@
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from itertools import accumulate
+from collections.abc import Iterator
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ class StagedModule(LightningModule, ABC):
     there is to resume from.
     """
 
+    needs_gt = False
+    """Whether it trains against the ground truth; a student follows its teacher."""
+
     def __init__(self, teacher: Teacher, model: nn.Module):
         super().__init__()
         self.automatic_optimization = False
@@ -34,6 +38,7 @@ class StagedModule(LightningModule, ABC):
         self._teacher = (teacher.freeze(),)
         self.model = model
         self.step_index = 0
+        self.micro_batch: int | None = None
         self._active: Stage | None = None
         self._stages: list[Stage] | None = None
 
@@ -59,6 +64,12 @@ class StagedModule(LightningModule, ABC):
         return sum(stage.steps for stage in self.plan)
 
     @property
+    def first_batches(self) -> list[tuple[int, int]]:
+        """(steps, samples a step) of the stages at the start that have a batch size of their own."""
+        first = takewhile(lambda stage: stage.batch_size is not None, self.plan)
+        return [(stage.steps, stage.batch_size) for stage in first]
+
+    @property
     def pairs(self) -> int | None:
         """How many pairs of the teacher's sampling the method trains on; None: it trains on the data itself."""
         return None
@@ -75,6 +86,18 @@ class StagedModule(LightningModule, ABC):
             UserError: the method has no use for it.
         """
         checkpoint_gradients(self.model, (name for names in self.teacher.blocks().values() for name in names))
+
+    def split_batches(self, size: int) -> None:
+        """Let ``size`` samples of a device through the model at a time and add up their gradients: less memory.
+
+        Stages that only observe see whole batches.
+
+        Raises:
+            UserError: no samples, or a method whose steps do not add up.
+        """
+        if size < 1:
+            raise UserError(f"micro_batch must be at least 1, not {size}")
+        self.micro_batch = size
 
     @abstractmethod
     def models(self) -> dict[str, Teacher]:
@@ -117,28 +140,31 @@ class StagedModule(LightningModule, ABC):
         stage = self.plan[number]
         if self._active is not stage:
             self._enter(stage)
-        loss = stage.loss(batch)
-        if loss is not None:
-            self._optimize(stage, step, loss)
-            self.log("loss", loss.detach(), prog_bar=True)
-            self.log(f"loss/{stage.name}", loss.detach())
+        loss = None
+        if stage.parameters:
+            loss = self._optimize(stage, step, batch)
+            self.log("loss", loss, prog_bar=True)
+            self.log(f"loss/{stage.name}", loss)
+        else:
+            stage.loss(batch)
         self.step_index += 1
         if step == stage.steps - 1:
             stage.finish()
-        return None if loss is None else loss.detach()
+        return loss
 
-    def _optimize(self, stage: Stage, step: int, loss: Tensor) -> None:
-        if not math.isfinite(loss.item()):
-            raise UserError(
-                f"the loss is {loss.item()} in stage {stage.name}, step {step + 1} of {stage.steps}: "
-                "lower the stage's learning rate; the last checkpoint is from before"
-            )
+    def _optimize(self, stage: Stage, step: int, batch: Batch) -> Tensor:
+        """One optimizer step; returns the batch's loss."""
         optimizer = self._optimizer_of(stage)
         if step == 0:
             stage.measure_sizes(optimizer)
         stage.set_learning_rate(optimizer, step)
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        loss = sum(self._backward(stage, piece, share) for piece, share in pieces(batch, self.micro_batch))
+        if not math.isfinite(loss.item()):
+            raise UserError(
+                f"the loss is {loss.item()} in stage {stage.name}, step {step + 1} of {stage.steps}: "
+                "lower the stage's learning rate; the last checkpoint is from before"
+            )
         average_gradients(stage.parameters)
         if stage.max_norm is not None:
             nn.utils.clip_grad_norm_(stage.parameters, stage.max_norm)
@@ -146,6 +172,13 @@ class StagedModule(LightningModule, ABC):
         if step == stage.steps - 1:  # Its moments are not needed again, in memory or in checkpoints.
             optimizer.zero_grad(set_to_none=True)
             optimizer.optimizer.state.clear()
+        return loss
+
+    def _backward(self, stage: Stage, piece: Batch, share: float) -> Tensor:
+        """Add the gradients of a piece of a batch; returns its share of the loss."""
+        loss = stage.loss(piece) * share
+        self.manual_backward(loss)
+        return loss.detach()
 
     def _optimizer_of(self, stage: Stage) -> Optimizer:
         optimizers = self.optimizers()
@@ -188,3 +221,12 @@ class StagedModule(LightningModule, ABC):
         state = self.state_dict()
         # Buffers that no state dict holds follow from the teacher's configuration.
         checkpoint["state_dict"] |= {name: state[name] for name in self._teacher_keys() & state.keys()}
+
+
+def pieces(batch: Batch, size: int | None) -> Iterator[tuple[Batch, float]]:
+    """A batch in pieces of ``size`` samples, the last one perhaps smaller, each with its share of the samples."""
+    samples = len(next(iter(batch.values())))
+    size = size or samples
+    for start in range(0, samples, size):
+        piece = {key: values[start : start + size] for key, values in batch.items()}
+        yield piece, len(next(iter(piece.values()))) / samples

@@ -8,6 +8,7 @@ bounds (DQC, section 3.4).
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +31,12 @@ class PassionSR(QuantizationMethod):
         teacher, bits, parts, observation_steps, attention, seed: see :class:`QuantizationMethod`.
         alpha: exponent of the initial scales (section 4.1: 0.3).
         steps: training steps of every stage (the paper: 2 epochs over 500 images).
+        observation_batch: samples of a calibration batch, where training takes another number (the authors' code: 4,
+            and 1 in training).
         transform_lr: Adam's learning rate for s, o, d_qk, d_vw.
         bounds_lr: the same for the bounds. Both 1e-5 in the paper.
+        drop: factor of both in the second half of a stage, the second epoch (the authors' configurations: 0.2 with the
+            VAE, 0.1 for the UNet alone).
         relative_lr: make both relative to each tensor's size, see :class:`Stage` (the paper: no).
         quantize_bias: quantize biases per tensor too, as the authors' code does.
     """
@@ -42,18 +47,21 @@ class PassionSR(QuantizationMethod):
         bits: Bits,
         parts: Sequence[str] = PARTS,
         observation_steps: int = 16,
+        observation_batch: int | None = None,
         attention: bool = True,
         alpha: float = 0.3,
         steps: int = 1000,
         transform_lr: float = 1e-5,
         bounds_lr: float = 1e-5,
+        drop: float = 0.2,
         relative_lr: bool = False,
         quantize_bias: bool = False,
         seed: int = 0,
     ):
         self.alpha, self.quantize_bias = alpha, quantize_bias
         self.stage_steps, self.relative_lr = steps, relative_lr
-        self.transform_lr, self.bounds_lr = transform_lr, bounds_lr
+        self.transform_lr, self.bounds_lr, self.drop = transform_lr, bounds_lr, drop
+        self.observation_batch = observation_batch
         super().__init__(teacher, bits, parts, observation_steps, attention, seed)
 
     def layer_recipe(self, bits: Bits, part: str) -> LayerRecipe:
@@ -78,7 +86,7 @@ class PassionSR(QuantizationMethod):
                 ("bounds", (Quantizer,), self.bounds_lr),
             ):
                 groups = [Group(self.parameters_of(part, kinds), lr)]
-                schedule = (drop_half_way, self.relative_lr)
+                schedule = (partial(drop_half_way, factor=self.drop), self.relative_lr)
                 stages.append(Stage(f"{part}.{name}", self.stage_steps, losses[part], groups, *schedule))
         return stages
 

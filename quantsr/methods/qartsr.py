@@ -8,12 +8,12 @@ Timestep retraining (TRQ) comes before and makes a teacher: see :mod:`quantsr.me
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantsr.errors import UserError
 from quantsr.losses import perceptual_distance
@@ -82,7 +82,16 @@ class QArtSR(QuantizationMethod):
         self.rates = {"weight": weight_lr, "transform": transform_lr, "bounds": bounds_lr}
         super().__init__(teacher, bits, parts, observation_steps, attention, seed)
         self.perceptual = perceptual
-        self.distance = perceptual_distance(perceptual, teacher.features)
+
+    @cached_property
+    def distance(self) -> nn.Module:
+        """That of extended training. LPIPS reads its weights, which nothing but training needs."""
+        return perceptual_distance(self.perceptual, self.teacher.features)
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        if stage == "fit" and self.extended_steps:
+            self.distance.eval()  # Weights that are missing stop the run here, before its first step.
 
     # The layer.
 

@@ -213,6 +213,9 @@ class QDiffusion(QuantizationMethod):
     def checkpoint_gradients(self) -> None:
         raise UserError("qdiffusion trains one block at a time and has no use for gradient_checkpointing: leave it out")
 
+    def split_batches(self, size: int) -> None:
+        raise UserError("qdiffusion trains on the batches that it kept, whole: leave micro_batch out")
+
     # What the run keeps and shows.
 
     def save_extras(self, folder: Path) -> dict[str, Path]:

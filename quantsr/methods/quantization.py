@@ -34,9 +34,14 @@ class QuantizationMethod(StagedModule):
         attention: quantize the products of attention too, where the method says how.
         seed: of random rotations.
 
+    Attributes:
+        observation_batch: samples of a batch there; None for those that the run is given.
+
     Raises:
         UserError: no part, or an unknown one.
     """
+
+    observation_batch: int | None = None
 
     def __init__(
         self,
@@ -137,9 +142,12 @@ class QuantizationMethod(StagedModule):
     def observation_stages(self) -> list[Stage]:
         """Smoothing scales (where the recipe has them) from full-precision inputs, then ranges of what they give."""
         smooths = any(getattr(swap.recipe, "smoothing", None) is not None for swap in self.swaps)
-        smoothing = Stage("smoothing", self.observation_steps if smooths else 0, self.observe("observe_smoothing"))
-        ranges = Stage("ranges", self.observation_steps, self.observe("observe_ranges"), finish=self.check_calibrated)
-        return [smoothing, ranges]
+        steps, size = self.observation_steps, self.observation_batch
+        scales, bounds = self.observe("observe_smoothing"), self.observe("observe_ranges")
+        return [
+            Stage("smoothing", steps if smooths else 0, scales, batch_size=size),
+            Stage("ranges", steps, bounds, batch_size=size, finish=self.check_calibrated),
+        ]
 
     def observe(self, what: Mode):
         """A stage's step that only looks: the student runs in full precision and its observers take notes."""
@@ -158,13 +166,19 @@ class QuantizationMethod(StagedModule):
             raise UserError(f"{len(missing)} layers never ran during calibration, the first: {', '.join(missing[:5])}")
 
     def setup(self, stage: str | None = None) -> None:
-        """Run the student once, so that scales per attention key get their length before optimizers see them."""
+        if stage == "fit" and self.sized_by_data:
+            self.allocate_scales(self.trainer.datamodule.calibration()[0]["lq"][None])
+
+    @property
+    def sized_by_data(self) -> bool:
+        """Whether there are scales per attention key, whose number follows from the size of images."""
         recipes = (swap.recipe for swap in self.swaps)
-        sized_by_data = any(isinstance(recipe, AttentionRecipe) and recipe.smoothing is not None for recipe in recipes)
-        if stage == "fit" and sized_by_data:
-            lq = self.trainer.datamodule.calibration()[0]["lq"][None]
-            with torch.no_grad(), mode(self.student, "full_precision"):
-                self.student(lq.to(next(self.student.parameters()).device))
+        return any(isinstance(recipe, AttentionRecipe) and recipe.smoothing is not None for recipe in recipes)
+
+    def allocate_scales(self, lq: Tensor) -> None:
+        """Run the student once, so that scales per attention key get their length before optimizers see them."""
+        with torch.no_grad(), mode(self.student, "full_precision"):
+            self.student.predict(lq.to(next(self.student.parameters()).device))
 
     def summary(self) -> str:
         layers = sum(isinstance(swap.recipe, LayerRecipe) for swap in self.swaps)

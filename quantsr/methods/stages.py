@@ -17,9 +17,9 @@ def constant(progress: float) -> float:
     return 1.0
 
 
-def drop_half_way(progress: float) -> float:
-    """Factor 0.2 from the middle of the stage: the milestone after the first of two epochs (PassionSR, section 4.1)."""
-    return 1.0 if progress < 0.5 else 0.2
+def drop_half_way(progress: float, factor: float = 0.2) -> float:
+    """``factor`` from the middle of the stage: the milestone after the first of two epochs (PassionSR, section 4.1)."""
+    return 1.0 if progress < 0.5 else factor
 
 
 def linear(progress: float) -> float:
@@ -73,6 +73,8 @@ class Stage:
         relative: make the learning rate of each tensor relative to its root mean square when the stage starts: bounds
             of weights and of activations differ by orders of magnitude (our choice, for short runs). Tensors of zeros
             keep ``lr``, and groups with a reference go by that.
+        batch_size: samples of a step over all devices; None for those that the run is given. Stages at the start of a
+            run can have a size of their own.
         optimizer: builds the optimizer from parameters and ``lr``.
         max_norm: clip the gradient's norm, None to leave it.
         finish: called once after the last step.
@@ -84,6 +86,7 @@ class Stage:
     groups: list[Group] = field(default_factory=list)
     schedule: Schedule = constant
     relative: bool = False
+    batch_size: int | None = None
     optimizer: Callable[..., Optimizer] = Adam
     max_norm: float | None = None
     finish: Callable[[], None] = lambda: None

@@ -43,6 +43,8 @@ class TeacherTraining(StagedModule):
         max_norm: gradient clipping.
     """
 
+    needs_gt = True
+
     def __init__(
         self,
         teacher: Teacher,

@@ -14,6 +14,7 @@ from quantsr.metrics.dover import Dover
 from quantsr.metrics.perceptual import SMALLEST, FrechetDistance, ImageMetric, description
 from quantsr.metrics.weights import URLS, missing
 
+NO_REFERENCE = "it compares with the ground truth, and the data has none"
 ARROWS = {True: "↓", False: "↑"}  # Lower is better, higher is better.
 
 
@@ -55,6 +56,7 @@ def choose(
     shape: Sequence[int] | None = None,
     count: int | None = None,
     flow: FlowEstimator | None = None,
+    reference: bool = True,
 ) -> Metrics:
     """Build the metrics that were asked for and can be measured.
 
@@ -62,9 +64,10 @@ def choose(
         names: any of lpips, dists, niqe, musiq, maniqa, clipiqa, fid, dover. Clips are always asked for dover.
         require: the same; these are measured too, and it is an error if they cannot be.
         weights_dir: looked into first for weights, then torch.hub's folder.
-        shape: of the first ground truth, ``(3, h, w)`` or ``(t, 3, h, w)``; None for images of unknown size.
+        shape: of the first output, ``(3, h, w)`` or ``(t, 3, h, w)``; None for images of unknown size.
         count: how many images or clips are measured.
         flow: for E*_warp of clips.
+        reference: whether there is ground truth.
 
     Raises:
         UserError: an unknown name, a required metric that cannot be measured, a weight file that is not readable.
@@ -75,7 +78,7 @@ def choose(
             raise UserError(f"metrics.{key} knows {', '.join(URLS)}, not {', '.join(unknown)}")
     clips = shape is not None and len(shape) == 4
     asked = dict.fromkeys([*names, *require, *(["dover"] if clips else [])])
-    reasons = {name: _obstacle(name, shape, count) or missing(name, weights_dir) for name in asked}
+    reasons = {name: _obstacle(name, shape, count, reference) or missing(name, weights_dir) for name in asked}
     absent = {name: reason for name, reason in reasons.items() if reason is not None}
     for name in require:
         if name in absent:
@@ -90,9 +93,11 @@ def choose(
     )
 
 
-def _obstacle(name: str, shape: Sequence[int] | None, count: int | None) -> str | None:
+def _obstacle(name: str, shape: Sequence[int] | None, count: int | None, reference: bool) -> str | None:
     """Why a metric does not suit the data; None if it does."""
     clips = shape is not None and len(shape) == 4
+    if not reference and needs_reference(name):
+        return NO_REFERENCE
     if name == "dover" and not clips:
         return "it scores clips, and the data is of images"
     if name == "fid" and count is not None and count * (shape[0] if clips else 1) < 2:
@@ -100,6 +105,11 @@ def _obstacle(name: str, shape: Sequence[int] | None, count: int | None) -> str 
     if shape is not None and min(shape[-2:]) < SMALLEST.get(name, 1):
         return f"it needs images of {SMALLEST[name]} pixels a side or more, and the data has {shape[-1]} x {shape[-2]}"
     return None
+
+
+def needs_reference(name: str) -> bool:
+    """Whether a metric of :func:`choose` compares with the ground truth."""
+    return name == "fid" or (name != "dover" and description(name)["metric_mode"] == "FR")
 
 
 def lower_is_better(name: str) -> bool:

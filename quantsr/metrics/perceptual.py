@@ -59,7 +59,7 @@ class ImageMetric:
         self._model.to(device)
         return self
 
-    def __call__(self, image: Tensor, gt: Tensor) -> float:
+    def __call__(self, image: Tensor, gt: Tensor | None) -> float:
         """Score of one image ``(3, h, w)`` in [0, 1], against the ground truth if it needs that.
 
         Raises:

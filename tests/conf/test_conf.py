@@ -15,12 +15,14 @@ from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from quantsr.data.frames import FramesDataModule
+from quantsr.data.layouts import DATA_SETS
 from quantsr.methods.base import StagedModule
 from quantsr.metrics.choice import choose
 from quantsr.metrics.weights import URLS
 from quantsr.quant.spec import Bits
 from quantsr.teachers.base import Teacher
 from tests.conftest import ROOT
+from tests.data.folders import make
 
 CONF = ROOT / "conf"
 FOLDERS = ["data.root=/images", "data.lq=/lq", "data.gt=/gt"]
@@ -106,11 +108,21 @@ def test_teacher_of_full_size_is_built_without_its_files(teacher):
 
 @pytest.mark.parametrize("data", options("data"))
 @pytest.mark.parametrize("command", ["train", "eval"])
-def test_data(command, data):
+def test_data(command, data, tmp_path):
     node = OmegaConf.load(CONF / "data" / f"{data}.yaml")
     folders = [option for option in FOLDERS if option.split("=")[0].removeprefix("data.") in list(node)]
+    if data == "separate":
+        validation = make(tmp_path, "realsr", DATA_SETS["realsr"].layouts[0])
+        folders = ["data.calibration.lq=/lq", "data.calibration.gt=/gt", f"data.validation.root={validation}"]
+    if "name" in node:  # A benchmark is looked for at once.
+        folders = [f"data.root={make(tmp_path, data, DATA_SETS[data].layouts[0])}"]
     built = instantiate(configuration(f"data={data}", *folders, name=command).data)
     assert isinstance(built, FramesDataModule) and built.seed == 0
+
+
+def test_every_benchmark_has_a_preset():
+    presets = {node.name for node in map(OmegaConf.load, (CONF / "data").glob("*.yaml")) if "name" in node}
+    assert presets == DATA_SETS.keys() - {"images", "clips"}
 
 
 @pytest.mark.parametrize("trainer", options("trainer"))

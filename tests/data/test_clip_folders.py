@@ -30,7 +30,20 @@ class TestListClips:
         write_video(tmp_path / "clip3.mp4", torch.zeros(1, 3, 16, 16), fps=25)
         (tmp_path / "notes.txt").write_text("no clip")
         (tmp_path / ".cache").mkdir()
-        assert [path.name for path in list_clips(tmp_path)] == ["clip2", "clip3.mp4", "clip10"]
+        assert list_clips(tmp_path) == [
+            ("clip2", tmp_path / "clip2"),
+            ("clip3", tmp_path / "clip3.mp4"),
+            ("clip10", tmp_path / "clip10"),
+        ]
+
+    def test_star_stands_for_the_name_of_a_clip(self, tmp_path, save_clip):
+        for name in ("clip10", "clip2"):
+            save_clip(tmp_path / name / "truth", 1)
+        (tmp_path / "empty").mkdir()
+        clips = list_clips(tmp_path / "*" / "truth")
+        assert clips == [(name, tmp_path / name / "truth") for name in ("clip2", "clip10")]
+        with pytest.raises(UserError, match=r"No clip in .*: looked for a folder blur4 in each of its subfolders"):
+            list_clips(tmp_path / "*" / "blur4")
 
     def test_missing_folder(self, tmp_path):
         with pytest.raises(UserError, match=r"No folder of clips at .*nowhere"):
@@ -50,10 +63,13 @@ class TestDivide:
         calibration, validation = divide(NAMED, "0*", None, share=0.34, seed=0)
         assert len(validation) == 1 and sorted(calibration + validation) == NAMED[:3]
 
+    def test_several_patterns(self):
+        assert divide(NAMED, ["000", "1*"], None, share=0, seed=0)[0] == [("000", 0), ("100", 3)]
+
 
 class TestOpenClips:
     def open(self, root, **conditions):
-        matches = [(path.name, path, root / "lq" / path.name) for path in list_clips(root / "gt")]
+        matches = [(name, path, root / "lq" / name) for name, path in list_clips(root / "gt")]
         settings = {"scale": 4, "frames": 3, "side": 32, "decode_to": None} | conditions
         return open_clips(matches, **settings)
 
@@ -107,5 +123,13 @@ class TestOpenClips:
         save_clip(root / "gt" / "mixed")
         save_clip(root / "lq" / "mixed", width=16, height=8)
         Image.new("RGB", (64, 36)).save(root / "gt" / "mixed" / "3.png")
-        skipped = dict(self.open(root)[1])
-        assert "No image in" in skipped["empty"] and "frames of one size" in skipped["mixed"]
+        for decode_to in (None, 0):
+            skipped = dict(self.open(root, decode_to=decode_to)[1])
+            assert "No image in" in skipped["empty"] and "frames of one size" in skipped["mixed"]
+
+    def test_clips_without_ground_truth(self, root, save_clip):
+        save_clip(root / "lq" / "small", width=16, height=7)
+        matches = [(name, None, path) for name, path in list_clips(root / "lq")]
+        [clip], [skipped] = open_clips(matches, scale=4, frames=3, side=32, decode_to=None)
+        assert clip.name == "good" and clip.gt is None and len(clip) == 4
+        assert skipped == ("small", "16x7 pixels, smaller than 8")

@@ -2,16 +2,13 @@
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from PIL import Image
 
 from quantsr.data.clip_degradations import ClipDegradation
-from quantsr.data.clips import ClipsDataModule, benchmark
+from quantsr.data.clips import ClipsDataModule
 from quantsr.data.files import read_image
 from quantsr.data.video import write_video
 from quantsr.errors import UserError
-from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -60,7 +57,8 @@ def equal(a: dict, b: dict) -> bool:
 class TestCalibration:
     def test_clips_give_segments_one_after_the_other(self, gt):
         data = module(gt).calibration()
-        assert names(data) == [f"{clip}_{start}" for clip in range(4) for start in (0, 3)]
+        # The first of every clip before the second of any.
+        assert names(data) == [f"{clip}_{start}" for start in (0, 3) for clip in range(4)]
 
     def test_fixed_segment_is_the_centre(self, gt):
         sample = module(gt).calibration()[1]
@@ -173,17 +171,33 @@ class TestFailures:
             module(gt, **options).calibration()
 
 
-class TestBenchmarks:
-    def test_all_clips_are_measured(self, gt, lq):
-        data = benchmark(gt.parent, validation_frames=1)
-        data.setup("validate")
-        assert names(data.validation()) == ["0", "1", "2", "3", "4"] and data.frames == 5
+class TestWithoutGroundTruth:
+    def test_whole_clips_are_given_as_they_are(self, gt, lq):
+        both, alone = module(gt, lq).validation(), module(None, lq).validation()
+        assert list(alone[0]) == ["lq", "name"] and alone[0]["name"] == "4"
+        assert torch.equal(alone[0]["lq"], both[0]["lq"])
+        assert alone.shapes() == {"lq": (7, 3, 12, 16)}
 
-    @pytest.mark.parametrize("name", ["reds4", "udm10", "spmcs", "mvsr4x"])
-    def test_configuration_reads_the_layout(self, gt, lq, name):
-        cfg = OmegaConf.merge(OmegaConf.load(ROOT / "conf" / "data" / f"{name}.yaml"), {"root": str(gt.parent)})
-        cfg = OmegaConf.create({"seed": 0, "data": cfg})
-        assert len(instantiate(cfg.data).validation()) == 5
+    @pytest.mark.parametrize("random_crops", [False, True])
+    def test_crops_are_those_beside_the_ground_truth(self, gt, lq, random_crops):
+        both, alone = (module(folder, lq, random_crops=random_crops).calibration() for folder in (gt, None))
+        assert len(alone) == len(both) and alone.shapes() == {"lq": (3, 3, 8, 8)}
+        for number in (0, 3, 11):
+            assert torch.equal(alone[number]["lq"], both[number]["lq"])
+            assert alone[number]["name"] == both[number]["name"]
+
+    def test_summary_says_so(self, lq):
+        data = module(None, lq)
+        data.setup("validate")
+        assert data.summary() == "ClipsDataModule: validation 1 samples of 7x 16x12, no ground truth"
+
+    def test_nothing_left_names_the_folder(self, lq):
+        with pytest.raises(UserError, match=r"No clip of .*LQ is left for validation"):
+            module(None, lq, validation_pattern="x").validation()
+
+    def test_no_folder_at_all(self):
+        with pytest.raises(UserError, match=r"give data\.gt, data\.lq or both"):
+            module(None)
 
 
 def test_real_clips_are_read(shared_data):

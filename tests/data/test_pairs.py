@@ -124,6 +124,20 @@ class TestPairsDataModule:
         with pytest.raises(UserError, match="left for calibration"):
             PairsDataModule(*folders, validation_share=1).setup("fit")
 
+    def test_without_ground_truth(self, folders, save_image):
+        save_image(folders[0] / "small.png", 15, 40)
+        module = PairsDataModule(folders[0], None, validation_share=0.5, crop=64, batch_size=2)
+        module.setup("fit")
+        assert list(module.validation()[0]) == ["lq", "name"] and module.validation()[0]["lq"].shape == (3, 24, 32)
+        assert "no ground truth" in module.summary()
+        module.steps = 2
+        for batch in module.train_dataloader():
+            assert batch["lq"].shape == (2, 3, 16, 16) and "gt" not in batch
+        whole = PairsDataModule(folders[0], None, validation_share=0, crop=64)
+        assert len(whole.calibration()) == 6 and whole.skipped == [("small", "15x40 pixels, smaller than 16")]
+        with pytest.raises(UserError, match=r"No image of .*lq is left for calibration"):
+            PairsDataModule(folders[0], None, validation_share=1).calibration()
+
     def test_realsr(self, shared_data):
         module = PairsDataModule(shared_data / "realsr" / "LR", shared_data / "realsr" / "HR", validation_share=1)
         module.setup("test")

@@ -66,6 +66,20 @@ def test_it_can_be_iterated_again_and_pickled():
     assert list(one) == list(one) == list(pickle.loads(pickle.dumps(one)))
 
 
+FIRST = ((2, 1), (3, 6))
+
+
+def test_first_stages_can_have_batches_of_their_own():
+    batches = list(sampler(first_batches=FIRST))
+    assert [len(batch) for batch in batches] == [1, 1, 6, 6, 6, *[BATCH] * 7]
+    assert list(chain.from_iterable(batches)) == list(chain.from_iterable(sampler(steps=12)))[: 2 + 18 + 28]
+
+
+@pytest.mark.parametrize("start", [1, 2, 4, 5, 9], ids=lambda start: f"from step {start}")
+def test_resumed_run_counts_them(start):
+    assert list(sampler(first_batches=FIRST, start_step=start)) == list(sampler(first_batches=FIRST))[start:]
+
+
 def test_indivisible_batch_is_refused():
     with pytest.raises(UserError, match="batch size of 4 cannot be divided among 3 devices"):
         sampler(world_size=3)

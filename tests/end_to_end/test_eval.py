@@ -7,6 +7,9 @@ import shutil
 import pytest
 from PIL import Image
 
+from quantsr.data.layouts import DATA_SETS, Layout
+from tests.data.folders import make
+
 
 @pytest.fixture(scope="module")
 def data(image_folder) -> list[str]:
@@ -70,6 +73,43 @@ def test_published_figures_of_osediff_on_realsr(run, shared, tmp_path):
     assert round(summary["psnr_y"], 4) == 25.3243
     assert round(summary["ssim"], 4) == 0.7520
     assert measured(tmp_path)["images"] == 50
+
+
+class TestBenchmarks:
+    @pytest.mark.parametrize("layout", DATA_SETS["div2k_val"].layouts, ids=str)
+    def test_any_layout_is_measured(self, run, trained, tmp_path, layout):
+        root = make(tmp_path / "set", "div2k_val", layout, count=3)
+        data = ["data=div2k_val", f"data.root={root}", f"hydra.run.dir={tmp_path / 'run'}"]
+        result = run("eval.py", f"artefact={trained[0]}", *data)
+        assert result.code == 0, result.err
+        metrics = measured(tmp_path / "run")
+        assert metrics["images"] == 3 and metrics["student"]["psnr_y"] > 5 and metrics["fidelity_psnr"] > 5
+
+    def test_low_quality_images_alone(self, run, trained, tmp_path):
+        root = make(tmp_path / "set", "realsr", Layout("HR", "LR"), count=3)
+        data = ["data=pairs", f"data.lq={root / 'LR'}", "data.gt=null", "data.validation_share=1"]
+        result = run("eval.py", f"artefact={trained[0]}", *data, f"hydra.run.dir={tmp_path / 'run'}")
+        assert result.code == 0, result.err
+        metrics = measured(tmp_path / "run")
+        assert metrics["images"] == 3 and metrics["student"] == {} and metrics["fidelity_psnr"] > 5
+        assert list(metrics["absent"]) == ["psnr_y", "ssim"] and "absent   ssim: it compares" in result.out
+        with Image.open(tmp_path / "run" / "images" / "Canon_001_LR4.png") as image:
+            assert image.size == (64, 64)
+
+    def test_ready_made_outputs(self, run, tmp_path):
+        root = make(tmp_path / "set", "drealsr", Layout("test_HR", "test_LR"), count=3)
+        data = [f"outputs={root / 'test_HR'}", "data=drealsr", f"data.root={root}"]
+        result = run("eval.py", *data, f"hydra.run.dir={tmp_path / 'run'}")
+        assert result.code == 0, result.err
+        assert measured(tmp_path / "run")["outputs"]["ssim"] == pytest.approx(1)
+
+    def test_another_folder_is_refused_with_the_one_to_give(self, run, trained, tmp_path):
+        root = make(tmp_path / "set", "realsr", Layout("HR", "LR"))
+        data = ["data=realsr", f"data.root={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}"]
+        result = run("eval.py", f"artefact={trained[0]}", *data)
+        assert result.code == 2 and result.err.count("\n") == 1
+        assert f"No RealSR in {tmp_path}: looked for images in test_HR and test_LR" in result.err
+        assert result.err.endswith(f"Give {root}.\n")
 
 
 class TestMetricsByName:

@@ -9,10 +9,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import quantsr
+from quantsr.data.layouts import Layout
 from quantsr.data.video import VideoFrames, iter_frames, write_video
 from quantsr.evaluation import as_saved
 from quantsr.teachers.files import load_teacher
 from tests.conftest import picture
+from tests.data.folders import make
 from tests.end_to_end.test_bad_input import assert_refused
 
 
@@ -140,6 +142,28 @@ class TestEval:
         assert metrics["clips"] == 2 and metrics["gt"]["warping"] > 0
         assert len(rows_of(tmp_path / "frames.csv")) == 10
 
+    @pytest.mark.parametrize("layout", [Layout(lq="."), Layout(lq="LQ")], ids=str)
+    def test_clips_without_ground_truth(self, quantvsr, run, tmp_path, layout):
+        root = make(tmp_path / "VideoLQ", "videolq", layout, count=2, frames=5)
+        data = ["data=videolq", f"data.root={root}", "data.frames=3"]
+        result = run("eval.py", f"artefact={quantvsr[0]}", *data, f"hydra.run.dir={tmp_path / 'run'}")
+        assert result.code == 0, result.err
+        metrics = metrics_of(tmp_path / "run")
+        assert metrics["clips"] == 2 and metrics["fidelity_psnr"] > 0 and "gt" not in metrics
+        assert all(set(metrics[model]) >= {"warping"} for model in ("bicubic", "teacher", "student"))
+        assert set(metrics["absent"]) >= {"psnr_y", "ssim"} and "psnr_y" not in metrics["student"]
+        assert "the data has none" in result.out and "no ground truth" in result.out
+        assert len(list((tmp_path / "run" / "images" / "clip0").iterdir())) == 5
+        with Image.open(tmp_path / "run" / "images" / "clip0" / "00000.png") as image:
+            assert image.size == (64, 64)
+        assert (tmp_path / "run" / "comparison.png").is_file()
+
+    def test_what_compares_with_ground_truth_cannot_be_required_without(self, quantvsr, run, tmp_path):
+        root = make(tmp_path / "VideoLQ", "videolq", Layout(lq="."))
+        data = ["data=videolq", f"data.root={root}", "data.frames=3", "metrics.require=[lpips]"]
+        result = run("eval.py", f"artefact={quantvsr[0]}", *data, f"hydra.run.dir={tmp_path / 'run'}")
+        assert_refused(result, "lpips cannot be measured: it compares with the ground truth, and the data has none")
+
     def test_an_image_student_takes_clips_frame_by_frame(self, trained, run, clip_folder, tmp_path):
         data = ["data=clips", f"data.gt={clip_folder}", "data.validation_share=1"]
         result = run("eval.py", f"artefact={trained[0]}", *data, f"hydra.run.dir={tmp_path}")
@@ -193,6 +217,13 @@ class TestBadInput:
         options = [option for option in video_micro if not option.startswith("data")]
         result = run("train.py", *options, "data=photos", f"hydra.run.dir={tmp_path}")
         assert_refused(result, "the teacher takes segments of 3 frames, the data gives single images", "data=motion")
+
+    def test_a_teacher_cannot_train_without_ground_truth(self, run, video_micro, tmp_path):
+        root = make(tmp_path / "VideoLQ", "videolq", Layout(lq="."), count=4, frames=3)
+        options = [option for option in video_micro if not option.startswith(("data", "method"))]
+        data = ["data=clips", "data.gt=null", f"data.lq={root}", "data.frames=3", "data.crop=32"]
+        result = run("train.py", *options, "method=teacher", *data, f"hydra.run.dir={tmp_path / 'run'}")
+        assert_refused(result, "TeacherTraining trains against the ground truth, and the data has none: give data.gt")
 
     def test_segments_of_another_length(self, run, video_micro, tmp_path):
         result = run("train.py", *video_micro, "data.frames=5", f"hydra.run.dir={tmp_path}")

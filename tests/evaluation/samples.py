@@ -14,6 +14,11 @@ class Samples(list):
         super().__init__({"lq": gt[:, ::4, ::4].clone(), "gt": gt, "name": f"s{i}"} for i, gt in enumerate(gts))
 
 
+def without_gt(samples: list[dict]) -> list[dict]:
+    """The same as low-quality ones alone."""
+    return [{key: value for key, value in sample.items() if key != "gt"} for sample in samples]
+
+
 def nearest(lq: torch.Tensor) -> torch.Tensor:
     return lq.repeat_interleave(4, -1).repeat_interleave(4, -2)
 

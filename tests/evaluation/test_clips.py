@@ -11,7 +11,7 @@ from quantsr.flow import flow_estimator
 from quantsr.metrics.choice import Metrics
 from quantsr.metrics.fidelity import psnr, psnr_y, ssim_y
 from quantsr.metrics.temporal import estimate_flows, occluded_pixels, warping_error
-from tests.evaluation.samples import Clips, dark, nearest
+from tests.evaluation.samples import Clips, dark, nearest, without_gt
 
 FLOW = Metrics(flow=flow_estimator("dis"))
 
@@ -102,6 +102,15 @@ class TestClips:
         assert report.summary()["absent"] == {"warping": "E*_warp needs two frames, and 1 of 2 clips have one"}
         report.write_csv(tmp_path)
         assert list(csv.DictReader((tmp_path / "clips.csv").open()))[1]["teacher.warping"] == ""
+
+    def test_without_ground_truth_the_outputs_own_flicker_is_measured(self, report, tmp_path):
+        alone = measure({"teacher": nearest, "student": dark}, without_gt(Clips()), 4, FLOW)
+        models = ("bicubic", "teacher", "student")
+        assert set(alone.rows[0]) == {"name", "fidelity_psnr", *(f"{model}.warping" for model in models)}
+        for row, full in zip(alone.rows, report.rows, strict=True):
+            assert row == {key: full[key] for key in row}
+        assert "gt" not in alone.summary() and list(alone.summary()["absent"]) == ["psnr_y", "ssim"]
+        assert len(alone.frames) == 8 and alone.write_csv(tmp_path).name == "clips.csv"
 
     def test_samples_of_the_sheet_are_saved_frame_by_frame(self, tmp_path):
         measure({"teacher": nearest}, Clips(), 4, FLOW, samples_dir=tmp_path)

@@ -9,9 +9,9 @@ from PIL import Image
 
 from quantsr.evaluation import as_saved, bicubic, measure, measure_outputs, print_table
 from quantsr.flow import flow_estimator
-from quantsr.metrics.choice import Metrics
+from quantsr.metrics.choice import NO_REFERENCE, Metrics
 from quantsr.metrics.fidelity import psnr, psnr_y, ssim_y
-from tests.evaluation.samples import Clips, Samples, dark, nearest
+from tests.evaluation.samples import Clips, Samples, dark, nearest, without_gt
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 7)], ids=str)
@@ -141,6 +141,40 @@ class TestMetricsByName:
         assert (shown.count("↓"), shown.count("↑")) == (2, 4)  # Of PSNR-Y, SSIM, MUSIQ and the fidelity.
         (row,) = (line for line in shown.splitlines() if line.startswith("│ teacher"))
         assert [cell.strip() for cell in row.split("│")][-3:-1] == ["absent", ""]
+
+
+class TestWithoutGroundTruth:
+    METRICS = Metrics(images={"niqe": Brightness(False)})
+
+    def test_what_needs_none_is_the_same(self):
+        models = {"teacher": nearest, "student": dark}
+        report = measure(models, without_gt(Samples()), 4, self.METRICS)
+        whole = measure(models, Samples(), 4, self.METRICS)
+        assert set(report.rows[0]) == {"name", "fidelity_psnr", *(f"{m}.niqe" for m in ("bicubic", *models))}
+        for row, full in zip(report.rows, whole.rows, strict=True):
+            assert row == {key: full[key] for key in row}
+
+    def test_the_rest_is_absent_with_the_reason(self, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "200")
+        summary = measure({"teacher": nearest, "student": dark}, without_gt(Samples()), 4).summary()
+        assert summary["absent"] == {"psnr_y": NO_REFERENCE, "ssim": NO_REFERENCE}
+        assert list(summary) == ["bicubic", "teacher", "student", "fidelity_psnr", "images", "absent"]
+        assert summary["student"] == {}
+        print_table(summary, "a title")
+        shown = capsys.readouterr().out
+        assert f"absent   psnr_y: {NO_REFERENCE}" in shown
+        (row,) = (line for line in shown.splitlines() if line.startswith("│ student"))
+        cells = [cell.strip() for cell in row.split("│")[1:-1]]
+        assert cells == ["student", "absent", "absent", f"{summary['fidelity_psnr']:.2f}"]
+
+    def test_pictures_show_what_is_there(self, tmp_path):
+        data = without_gt(Samples(2))
+        report = measure({"teacher": nearest}, data, 4, images_dir=tmp_path / "images", samples_dir=tmp_path)
+        _, versions, notes = report.pictures[0]
+        assert list(versions) == ["lq", "bicubic", "teacher"] and notes == {}
+        assert report.sheet().size > (0, 0)
+        assert sorted(path.name for path in (tmp_path / "s1").iterdir()) == ["bicubic.png", "lq.png", "teacher.png"]
+        assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["s0.png", "s1.png"]
 
 
 def test_samples_of_the_sheet_are_saved_as_files(tmp_path):

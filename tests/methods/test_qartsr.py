@@ -217,7 +217,7 @@ class TestExtendedTraining:
     def test_lpips_without_its_weights_is_refused_before_any_work(self, build, monkeypatch, tmp_path):
         monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
         with pytest.raises(UserError, match=r"vgg16.*\.pth.*method\.perceptual=features"):
-            build(perceptual="lpips")
+            build(perceptual="lpips").setup("fit")
 
 
 def test_the_teachers_weights_stay_as_they_are(build, teacher, fit):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from quantsr.errors import UserError
-from quantsr.metrics.choice import choose, lower_is_better, print_choice
+from quantsr.metrics.choice import NO_REFERENCE, choose, lower_is_better, print_choice
 from quantsr.metrics.weights import URLS, missing
 from tests.metrics.test_perceptual import write_niqe
 
@@ -68,6 +68,14 @@ def test_clips_are_always_asked_for_dover_and_images_never():
 )
 def test_what_does_not_suit_the_data_is_absent(weights, name, shape, count, reason):
     assert choose([name], weights_dir=weights, shape=shape, count=count).absent[name] == reason
+
+
+def test_without_ground_truth_what_compares_with_it_is_absent(weights):
+    metrics = choose(["lpips", "dists", "niqe", "fid"], weights_dir=weights, shape=CLIP, count=3, reference=False)
+    assert list(metrics.images) == ["niqe"] and metrics.absent.pop("dover") == missing("dover", weights)
+    assert metrics.absent == dict.fromkeys(("lpips", "dists", "fid"), NO_REFERENCE)
+    with pytest.raises(UserError, match=f"metrics.require: lpips cannot be measured: {NO_REFERENCE}"):
+        choose(require=["lpips"], shape=CLIP, reference=False)
 
 
 def test_frames_make_a_set():

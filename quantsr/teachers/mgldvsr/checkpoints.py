@@ -1,19 +1,15 @@
 """The files that MGLD-VSR's authors released, as a teacher of full size."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from quantsr.errors import UserError
 from quantsr.teachers.mgldvsr import MGLDVSRTeacher
 from quantsr.teachers.mgldvsr.schedule import RespacedSchedule
 from quantsr.teachers.random_weights import fill_random
+from quantsr.teachers.weight_files import existing_file, fill, read_embedding, read_tensors, under
 
 FULL_SIZE: dict[str, dict[str, Any]] = {
     "vae": {"base_channels": 128, "channel_multipliers": [1, 2, 4, 4], "blocks_per_level": 2},
@@ -39,6 +35,8 @@ FULL_SIZE: dict[str, dict[str, Any]] = {
 
 UNET_PREFIX = "model.diffusion_model."
 STRUCTURE_PREFIX = "structcond_stage_model."
+GET_RELEASED = "download it by the links in the README of https://github.com/IanYeung/MGLD-VSR (under Testing)"
+GET_PROMPT = "empty_context_embedding.pt of https://github.com/libozhu03/PassionSR is such a file"
 
 
 def architecture(
@@ -74,7 +72,7 @@ def random_mgldvsr(seed: int = 0, **config: Any) -> MGLDVSRTeacher:
 def load_released(
     unet_file: str | Path, vae_file: str | Path, prompt_file: str | Path, **config: Any
 ) -> MGLDVSRTeacher:
-    """The teacher that the authors' files hold, in float32, frozen.
+    """The teacher that the authors' files hold, frozen.
 
     What else the files hold is left alone: the text encoder, another autoencoder, schedules, the flow estimator,
     losses, the state of the training.
@@ -91,12 +89,17 @@ def load_released(
     Raises:
         UserError: a file that is missing or damaged, or holds something else or another size.
     """
+    unet_file, vae_file = (existing_file(path, GET_RELEASED) for path in (unet_file, vae_file))
+    prompt_file = existing_file(prompt_file, GET_PROMPT)
     teacher = _without_weights(**config)
-    weights = _read(unet_file)
-    _fill(teacher.unet, weights, UNET_PREFIX, unet_file)
-    _fill(teacher.structure, weights, STRUCTURE_PREFIX, unet_file)
-    _fill(teacher.vae, _read(vae_file), "", vae_file)
-    teacher.prompt_embedding = _prompt(prompt_file, teacher.prompt_embedding.shape)
+    teacher.prompt_embedding = read_embedding(prompt_file, teacher.prompt_embedding)
+    for path, what, prefixes in (
+        (unet_file, "the denoiser of MGLD-VSR", {"unet": UNET_PREFIX, "structure": STRUCTURE_PREFIX}),
+        (vae_file, "the autoencoder of MGLD-VSR", {"vae": ""}),
+    ):
+        tensors = read_tensors(path)
+        for network, prefix in prefixes.items():
+            _fill(getattr(teacher, network), tensors, prefix, path, what)
     return teacher.freeze()
 
 
@@ -108,60 +111,9 @@ def _without_weights(**config: Any) -> MGLDVSRTeacher:
     return teacher
 
 
-def _fill(module: nn.Module, weights: dict[str, Tensor], prefix: str, path: str | Path) -> None:
-    """Let the weights under ``prefix`` be those of ``module``."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    missing = [prefix + name for name in shapes if prefix + name not in weights]
-    if missing:
-        raise UserError(
-            f"{path} is not the file that the MGLD-VSR teacher needs here: "
-            f"it lacks {', '.join(missing[:3])}{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}"
-        )
-    for name, shape in shapes.items():
-        found = tuple(weights[prefix + name].shape)
-        if found != shape:
-            raise UserError(
-                f"{path} is of another size than the teacher: {prefix + name} has the shape {found}, not {shape}"
-            )
-    module.load_state_dict({name: weights[prefix + name].float() for name in shapes}, assign=True)
-
-
-def _prompt(path: str | Path, shape: torch.Size) -> Tensor:
-    found = list(_read(path).values())
-    if len(found) != 1 or found[0].shape != shape:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in found[:3])
-        raise UserError(
-            f"{path} has to hold one tensor, a prompt embedding {tuple(shape)}, but holds {shapes or 'none'}"
-        )
-    return found[0].float()
-
-
-def _read(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file by name; one without a name is called ``tensor``."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"there is no file {path}: download what MGLD-VSR's authors released and give its path")
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a readable file of weights: download it again") from error
-    if isinstance(content, Tensor):
-        return {"tensor": content}
-    tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
-    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
-
-
-class _Ignored:
-    """Stands in for the classes that a training left in its checkpoint, whose code is not to run."""
-
-    def __init__(self, *args: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def _unpickle(path: Path) -> Any:
-    with safe_globals([(_Ignored, name) for name in get_unsafe_globals_in_checkpoint(path)]):
-        # Mapped: the parts that nobody asks for take no memory.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+def _fill(network: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path, what: str) -> None:
+    """Give a network what the file has under the network's own names."""
+    parts = tuple(prefix + name for name, _ in network.named_children())
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(tuple(f"{part}." for part in parts))}
+    others = [name for name in tensors if name not in own]
+    fill(network, under(own, prefix), path, what, others, prefix)

@@ -100,6 +100,15 @@ def test_nothing_is_left_on_the_meta_device_and_all_is_frozen_in_float32(tmp_pat
     assert not any(tensor.is_meta for tensor in [*loaded.parameters(), *loaded.buffers()])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_16_bits(paths, original, lq, dtype):
+    loaded = load_released(**paths, **MICRO_VIDEO, dtype=str(dtype).removeprefix("torch."))
+    assert all(tensor.dtype == dtype for tensor in loaded.state_dict().values())
+    assert loaded.schedule.signal.dtype == torch.float32
+    assert loaded(lq).dtype == torch.float32
+    assert (loaded(lq) - original(lq)).abs().mean() < 0.02
+
+
 def test_safetensors_files_load_as_well(tmp_path, original, files, lq):
     paths = {name: tmp_path / f"{name}.safetensors" for name in files}
     for name in ("unet_file", "vae_file"):
@@ -167,13 +176,15 @@ def test_the_first_missing_weights_are_named(tmp_path, paths, files):
     weights = {name: x for name, x in files["unet_file"]["state_dict"].items() if not name.startswith(lost)}
     damaged = write(tmp_path, {"unet_file": {"state_dict": weights}})
     first = r"structcond_stage_model\.fea_tran\.1\.in_layers\.0\.weight, .* and \d+ more"
-    with pytest.raises(UserError, match=rf"unet_file\.ckpt is not the file .*: it lacks {first}"):
+    with pytest.raises(UserError, match=rf"unet_file\.ckpt does not fit the denoiser .*:\n  missing +\d+ +{first}"):
         load_released(**paths | damaged, **MICRO_VIDEO)
 
 
 def test_swapped_files_are_refused(paths):
     swapped = {"unet_file": paths["vae_file"], "vae_file": paths["unet_file"]}
-    with pytest.raises(UserError, match=r"vae_file\.ckpt is not the file .* lacks model\.diffusion_model\.time_embed"):
+    with pytest.raises(
+        UserError, match=r"vae_file\.ckpt does not .*\n  missing +\d+ +model\.diffusion_model\.time_embed"
+    ):
         load_released(**paths | swapped, **MICRO_VIDEO)
 
 
@@ -182,7 +193,7 @@ def test_swapped_files_are_refused(paths):
 )
 def test_something_else_is_refused(tmp_path, paths, content):
     other = write(tmp_path, {"vae_file": content})
-    with pytest.raises(UserError, match=r"vae_file\.ckpt is not the file .* lacks encoder\.conv_in"):
+    with pytest.raises(UserError, match=r"vae_file\.ckpt does not .*\n  missing +\d+ +encoder\.conv_in"):
         load_released(**paths | other, **MICRO_VIDEO)
 
 
@@ -190,7 +201,14 @@ def test_another_size_is_refused(tmp_path, paths, files):
     name = "model.diffusion_model.input_blocks.0.0.weight"
     weights = files["unet_file"]["state_dict"] | {name: torch.zeros(64, 4, 3, 3)}
     larger = write(tmp_path, {"unet_file": {"state_dict": weights}})
-    with pytest.raises(UserError, match=rf"of another size than the teacher: {name} .* \(64, 4, 3, 3\), not \(32, 4"):
+    with pytest.raises(UserError, match=rf"\n  wrong shape +1 +{name} \(64, 4, 3, 3\) instead of \(32, 4"):
+        load_released(**paths | larger, **MICRO_VIDEO)
+
+
+def test_weights_without_a_place_are_refused_but_not_what_else_the_file_holds(tmp_path, paths, files):
+    extra = {"model.diffusion_model.input_blocks.9.0.op.bias": torch.zeros(3), "model_ema.decay": torch.zeros(())}
+    larger = write(tmp_path, {"unet_file": {"state_dict": files["unet_file"]["state_dict"] | extra}})
+    with pytest.raises(UserError, match=r"\n  unexpected +1 +model\.diffusion_model\.input_blocks\.9\.0\.op\.bias\n"):
         load_released(**paths | larger, **MICRO_VIDEO)
 
 
