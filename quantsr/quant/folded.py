@@ -18,6 +18,7 @@ from quantsr.quant.parts import spread
 from quantsr.quant.product import constant_output
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import LayerRecipe
+from quantsr.quant.token_split import input_quantizer
 from quantsr.quant.transforms import Rotation, Smoothing
 
 BRANCH = torch.float16
@@ -54,7 +55,7 @@ class FoldedLayer(nn.Module):
         smooths, constant = recipe.smoothing is not None, has_bias or recipe.bias_alignment
         self.smoothing = Smoothing(channels, axis, offset=recipe.offset) if smooths else None
         self.rotation = Rotation(sizes, axis) if recipe.rotation else None
-        self.input_quantizer = Quantizer(recipe.act, sizes, axis)
+        self.input_quantizer = input_quantizer(recipe, sizes, axis)
         self.part_of = Quantizer(recipe.weight, sizes, 1, rows).part_of
         bounds = (rows, len(sizes)) if recipe.weight.granularity == "channel" else (len(sizes),)
         self.register_buffer("codes", torch.zeros(shape, dtype=torch.uint8))
