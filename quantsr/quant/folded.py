@@ -118,10 +118,13 @@ class FoldedLayer(nn.Module):
         super()._load_from_state_dict(*args)
 
     def forward(self, x: Tensor) -> Tensor:
+        dtype = x.dtype
         for transform in (self.smoothing, self.rotation):
             if transform is not None:
                 x = transform.input(x)
-        y = self.operation(self.input_quantizer(x), self.weight)
+        # The factors in float32, the products in the precision of the model.
+        y = self.operation(self.input_quantizer(x).to(dtype), self.weight.to(dtype))
+        x = x.to(dtype)
         constant = constant_output(self.operation, x, self.bias, self.offset_response)
         if constant is not None:
             y = y.add_(constant.to(y.dtype))
