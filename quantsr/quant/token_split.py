@@ -1,4 +1,4 @@
-"""The token split of PassionSR's released linear layers: see ``token_split`` of :class:`quantsr.quant.recipe.LayerRecipe`."""
+"""The token split of PassionSR's released linear layers: ``token_split`` of :class:`LayerRecipe`."""
 
 from collections.abc import Sequence
 
