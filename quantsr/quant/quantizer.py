@@ -23,7 +23,6 @@ from quantsr.quant.clipping import clipped_extremes
 from quantsr.quant.parts import beside, even, extremes, spread
 from quantsr.quant.spec import AffineSpec
 
-
 RELEASED_SMALLEST_SCALE = 1e-4
 """The same in QuantVSR's released code."""
 

@@ -32,7 +32,8 @@ class AffineSpec:
         as_released: compute as the released code of PassionSR and QuantVSR does, instead of as the papers say: the
             clamp blocks the gradient of both extreme codes; a learned range (PassionSR) takes its zero point from the
             scale of the call before (without gradient to that scale); the scale of any other (QuantVSR) is at least
-            1e-4. Only for comparing numbers with that code and for students that it calibrated.
+            1e-4; the branch beside such a weight stays in float32 in the inference form. Only for comparing numbers
+            with that code and for students that it calibrated.
 
     Raises:
         ValueError: bits out of range, an unknown word, a token granularity with static bounds, or a ratio out of range

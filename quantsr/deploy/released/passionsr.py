@@ -104,7 +104,9 @@ class PassionSRFile:
             for name, module in self._wanted()
             for entry, shape in self._shapes(module).items()
         }
-        found = {self._full_name(name, e): tensor for name, entries in self.modules.items() for e, tensor in entries.items()}
+        found = {
+            self._full_name(name, e): tensor for name, entries in self.modules.items() for e, tensor in entries.items()
+        }
         check(self.path, expected, found)
 
     def _full_name(self, module: str, entry: str) -> str:

@@ -73,7 +73,9 @@ class QuantVSRFile:
             for name, layer in self._layers()
             for entry, shape in self._shapes(name, layer).items()
         }
-        found = {f"{name}.{entry}": tensor for name, entries in self.content.items() for entry, tensor in entries.items()}
+        found = {
+            f"{name}.{entry}": tensor for name, entries in self.content.items() for entry, tensor in entries.items()
+        }
         check(self.path, expected, found)
 
     def _layers(self) -> Iterator[tuple[str, nn.Module]]:

@@ -26,7 +26,9 @@ def read(path: str | Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise UserError(f"{path} is not a readable file of tensors: download it again ({_first_line(error)})") from error
+        raise UserError(
+            f"{path} is not a readable file of tensors: download it again ({_first_line(error)})"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
