@@ -60,8 +60,8 @@ def _file(path: str | Path, teacher: Teacher) -> PassionSRFile | QuantVSRFile:
     if is_quantvsr(content):
         return QuantVSRFile(path, content, teacher)
     raise UserError(
-        f"{path} holds neither a student of PassionSR (a state dict with ....scale_factor) nor one of QuantVSR (a dict of "
-        "layers with stca.L1)"
+        f"{path} holds neither a student of PassionSR (a state dict, names that end in scale_factor) "
+        "nor one of QuantVSR (layers with stca.L1)"
     )
 
 

@@ -145,7 +145,7 @@ class PassionSRFile:
             entries, full_name = self.modules[name], f"{self.part}.{name}"
             if is_layer(module):
                 widths = bits.at_least(SENSITIVE_BITS) if full_name in self.sensitive else bits
-                student.set_submodule(full_name, self.layer(module, entries, widths))
+                student.set_submodule(full_name, layer_of(module, entries, widths))
             elif is_attention(module):
                 _quantize_products(student, full_name, entries, bits)
             else:
@@ -153,50 +153,51 @@ class PassionSRFile:
                 for leaf, parameter in module.named_parameters(recurse=False):
                     setattr(own, leaf, nn.Parameter(entries[leaf].to(parameter.dtype)))
 
-    @torch.no_grad()
-    def layer(self, module: Any, entries: Entries, bits: Bits) -> FoldedLayer:
-        """The inference form of one layer.
 
-        Args:
-            module: with the weights.
-            entries: of the file.
-            bits: of this layer.
-        """
-        linear = entries["scale_factor"].ndim == 2  # In the authors' model: here, the VAE's attention is linear too.
-        recipe = LayerRecipe(
-            weight=AffineSpec(bits.weight, granularity="channel", range="learned"),
-            act=AffineSpec(bits.act, range="learned"),
-            smoothing=ALPHA,
-            offset=True,
-            channel_split=self.split,
-            token_split=self.split and linear,
-        )
-        weight = module.weight.float()
-        rows, channels, *kernel = weight.shape
-        scale, offset = (entries[name].float().flatten() for name in ("scale_factor", "offset"))
-        smoothed = weight * scale.view(-1, *(1 for _ in kernel))
-        quantizer = Quantizer(recipe.weight, recipe.parts(channels), 1, rows)
-        quantizer.set_bounds(*(self._stacked(entries, "weight", end).view(-1, rows).T for end in ENDS.values()))
-        weight_scale, zero_point = quantizer.part_qparams(smoothed)
-        state = {
-            "codes": quantizer.quantize(smoothed),
-            "scale": weight_scale,
-            "zero_point": zero_point,
-            "smoothing.scale": scale,
-            "smoothing.offset": -offset if linear else offset,
-            "offset_response": torch.einsum("oi...,i->o...", weight, offset)[:, None],
-        }
-        for ours, end in ENDS.items():
-            state[f"input_quantizer.{ours}"] = self._stacked(entries, "act", end)
-        if module.bias is not None:
-            state["bias"] = _rounded_bias(module.bias.float(), entries, bits.weight)
-        folded = FoldedLayer(Operation.of(module), module.weight.shape, recipe, module.bias is not None)
-        folded.load_state_dict(state)
-        return folded
+@torch.no_grad()
+def layer_of(module: Any, entries: Entries, bits: Bits) -> FoldedLayer:
+    """The inference form of one layer.
 
-    def _stacked(self, entries: Entries, kind: str, end: str) -> Tensor:
-        """Bounds of all halves, in one vector."""
-        return torch.cat([entries[f"{kind}_quantizer_{half}.x_{end}"].float().flatten() for half in self._halves])
+    Args:
+        module: with the weights.
+        entries: of the file.
+        bits: of this layer.
+    """
+    halves = 2 if "weight_quantizer_1.x_min" in entries else 1
+    linear = entries["scale_factor"].ndim == 2  # In the authors' model: here, the VAE's attention is linear too.
+    recipe = LayerRecipe(
+        weight=AffineSpec(bits.weight, granularity="channel", range="learned"),
+        act=AffineSpec(bits.act, range="learned"),
+        smoothing=ALPHA,
+        offset=True,
+        channel_split=halves == 2,
+        token_split=halves == 2 and linear,
+    )
+
+    def stacked(kind: str, end: str) -> Tensor:
+        return torch.stack([entries[f"{kind}_quantizer_{half}.x_{end}"].float().flatten() for half in range(halves)], 1)
+
+    weight = module.weight.float()
+    rows, channels, *kernel = weight.shape
+    scale, offset = (entries[name].float().flatten() for name in ("scale_factor", "offset"))
+    smoothed = weight * scale.view(-1, *(1 for _ in kernel))
+    quantizer = Quantizer(recipe.weight, recipe.parts(channels), 1, rows)
+    quantizer.set_bounds(*(stacked("weight", end) for end in ENDS.values()))
+    weight_scale, zero_point = quantizer.part_qparams(smoothed)
+    state = {
+        "codes": quantizer.quantize(smoothed),
+        "scale": weight_scale,
+        "zero_point": zero_point,
+        "smoothing.scale": scale,
+        "smoothing.offset": -offset if linear else offset,
+        "offset_response": torch.einsum("oi...,i->o...", weight, offset)[:, None],
+    }
+    state |= {f"input_quantizer.{ours}": stacked("act", end).flatten() for ours, end in ENDS.items()}
+    if module.bias is not None:
+        state["bias"] = _rounded_bias(module.bias.float(), entries, bits.weight)
+    folded = FoldedLayer(Operation.of(module), weight.shape, recipe, module.bias is not None)
+    folded.load_state_dict(state)
+    return folded
 
 
 def _bounds(*quantizers: str, shape: tuple[int, ...] = ()) -> dict[str, tuple[int, ...] | None]:
