@@ -122,7 +122,7 @@ class Rotation(nn.Module):
         for number, size in enumerate(self.sizes):
             stored = state_dict.get(f"{prefix}rotation_{number}")
             if stored is not None and stored.shape == (size, size):
-                setattr(self, f"rotation_{number}", torch.empty_like(stored))
+                setattr(self, f"rotation_{number}", stored.new_empty(stored.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _rotate(self, x: Tensor, axis: int, transpose: bool = False) -> Tensor:
