@@ -20,6 +20,7 @@ WITHOUT_TARGET = {
     "artefact": str | None,
     "input": str | None,
     "outputs": str | None,
+    "files": list[str],
     "teacher": str | None,  # of eval.py; in train.py it is a node of its own
     "flow.name": str,
     "flow.weights": str | None,

@@ -1,4 +1,4 @@
-"""The commands: ``train(cfg)`` and ``evaluate(cfg)`` instantiate, run and report.
+"""The commands: ``train(cfg)``, ``evaluate(cfg)`` and ``import_released(cfg)`` instantiate, run and report.
 
 Hydra's configuration is seen here, and where models and the trainer are built of it; below, signatures are the schema.
 """
@@ -19,6 +19,7 @@ from quantsr.data.sampling import check_batch_size
 from quantsr.data.trajectories import Trajectories, record
 from quantsr.data.video import open_frames
 from quantsr.deploy.artefact import save_student
+from quantsr.deploy.released import import_checkpoint, swaps_of
 from quantsr.errors import UserError
 from quantsr.evaluation import Report, measure, measure_outputs, print_table
 from quantsr.flow import flow_estimator
@@ -229,6 +230,32 @@ def evaluate_outputs(cfg: DictConfig, device: str) -> Report:
     metrics = choose(**cfg.metrics, count=len(matches))
     print_choice(metrics)
     return measure_outputs(matches, metrics.to(device))
+
+
+def import_released(cfg: DictConfig) -> dict[str, int]:
+    """Make an artefact of a student that its authors released; see :func:`import_checkpoint`.
+
+    Returns:
+        Sizes in bytes, see :func:`save_student`.
+    """
+    files, bits = list(cfg.files), instantiate(cfg.bits)
+    teacher = build_teacher(cfg)
+    student = import_checkpoint(files, teacher, bits)
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    about = {
+        "name": cfg.name,
+        "method": "the authors' own",
+        "bits": str(bits),
+        "teacher": plain["teacher"].get("weights"),
+        "data": "the authors' own",
+        "config": {key: plain[key] for key in ("files", "teacher", "seed")},
+    }
+    folder, swaps = Path(cfg.run_dir) / "artefact", swaps_of(student)
+    sizes = save_student(student, swaps, folder, sum(p.numel() for p in teacher.parameters()), about)
+    print(f"{len(swaps)} layers and attention products at {bits} (simulated)")
+    print(f"weights  {sizes['artefact'] / 1e6:.2f} MB packed, {sizes['fp32'] / 1e6:.2f} MB in float32")
+    print(f"result   {folder}")
+    return sizes
 
 
 def describe(cfg: DictConfig) -> dict[str, Any]:

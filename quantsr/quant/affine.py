@@ -23,21 +23,24 @@ def round_through(x: Tensor) -> Tensor:
     return x.detach().round() + (x - x.detach())  # In this order the value is a whole number exactly.
 
 
-def qparams(lower: Tensor, upper: Tensor, qmin: int, qmax: int, symmetric: bool = False) -> tuple[Tensor, Tensor]:
+def qparams(
+    lower: Tensor, upper: Tensor, qmin: int, qmax: int, symmetric: bool = False, smallest: float = SMALLEST_SCALE
+) -> tuple[Tensor, Tensor]:
     """Scale and zero point for values in [lower, upper]; differentiable in both bounds, through scale and zero point.
 
     Args:
         lower, upper: bounds of any one shape, in the units of the tensor.
         qmin, qmax: lowest and highest code.
         symmetric: zero point 0 and the scale of the larger bound.
+        smallest: what the scale does not fall below.
 
     Returns:
         (scale, zero_point), both of the shape of the bounds.
     """
     if symmetric:
-        scale = (torch.maximum(lower.abs(), upper.abs()) / qmax).clamp(min=SMALLEST_SCALE)
+        scale = (torch.maximum(lower.abs(), upper.abs()) / qmax).clamp(min=smallest)
         return scale, torch.zeros_like(scale)
-    scale = ((upper - lower) / (qmax - qmin)).clamp(min=SMALLEST_SCALE)
+    scale = ((upper - lower) / (qmax - qmin)).clamp(min=smallest)
     return scale, round_through(-lower / scale) + qmin
 
 

@@ -18,6 +18,7 @@ from quantsr.quant.parts import spread
 from quantsr.quant.product import constant_output
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import LayerRecipe
+from quantsr.quant.token_split import input_quantizer
 from quantsr.quant.transforms import Rotation, Smoothing
 
 BRANCH = torch.float16
@@ -27,8 +28,8 @@ class FoldedLayer(nn.Module):
     """A layer with packed-ready state; empty until :meth:`take` or ``load_state_dict`` fills it.
 
     State: ``codes`` (out, in, *kernel) uint8, counted from the lowest code; ``scale`` and ``zero_point`` of the
-    weight's parts; ``bias`` (out,); ``L1``, ``L2`` in 16 bits; ``offset_response`` (out, 1, *kernel); the input's
-    transforms and range.
+    weight's parts; ``bias`` (out,); ``L1``, ``L2`` in 16 bits, or as released in float32; ``offset_response``
+    (out, 1, *kernel); the input's transforms and range.
 
     Args:
         operation: what the layer computes.
@@ -54,7 +55,7 @@ class FoldedLayer(nn.Module):
         smooths, constant = recipe.smoothing is not None, has_bias or recipe.bias_alignment
         self.smoothing = Smoothing(channels, axis, offset=recipe.offset) if smooths else None
         self.rotation = Rotation(sizes, axis) if recipe.rotation else None
-        self.input_quantizer = Quantizer(recipe.act, sizes, axis)
+        self.input_quantizer = input_quantizer(recipe, sizes, axis)
         self.part_of = Quantizer(recipe.weight, sizes, 1, rows).part_of
         bounds = (rows, len(sizes)) if recipe.weight.granularity == "channel" else (len(sizes),)
         self.register_buffer("codes", torch.zeros(shape, dtype=torch.uint8))
@@ -64,8 +65,9 @@ class FoldedLayer(nn.Module):
         self.register_buffer("offset_response", torch.zeros(rows, 1, *kernel) if recipe.offset else None)
         if recipe.rank:
             rank = min(recipe.rank, rows, channels * int(torch.Size(kernel).numel()))
-            self.register_buffer("L1", torch.zeros(rows, rank, dtype=BRANCH))
-            self.register_buffer("L2", torch.zeros(rank, channels, *kernel, dtype=BRANCH))
+            dtype = torch.float32 if recipe.weight.as_released else BRANCH
+            self.register_buffer("L1", torch.zeros(rows, rank, dtype=dtype))
+            self.register_buffer("L2", torch.zeros(rank, channels, *kernel, dtype=dtype))
         self.register_buffer("dequantized", None, persistent=False)
 
     @classmethod

@@ -22,6 +22,7 @@ from quantsr.quant.product import TrainedProduct, constant_output
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import LayerRecipe
 from quantsr.quant.rounding import rounding_of
+from quantsr.quant.token_split import input_quantizer
 from quantsr.quant.transforms import Rotation, Smoothing, along
 
 Mode = Literal["quantized", "full_precision", "observe_smoothing", "observe_ranges"]
@@ -62,7 +63,7 @@ class QuantizedLayer(nn.Module):
         self.low_rank = LowRank(self.weight, recipe.rank) if recipe.rank else None
         self.update = LowRankUpdate(self.weight, recipe.update_rank, seed) if recipe.update_rank else None
         self.bias_alignment = nn.Parameter(torch.zeros(rows)) if recipe.bias_alignment else None
-        self.input_quantizer = Quantizer(recipe.act, sizes, axis)
+        self.input_quantizer = input_quantizer(recipe, sizes, axis)
         self.weight_quantizer = Quantizer(recipe.weight, sizes, 1, rows)
         self.rounding = rounding_of(recipe.rounding, self.weight.shape)
         self._cache: dict[str, tuple[Sequence[Tensor], list[tuple], Tensor]] = {}

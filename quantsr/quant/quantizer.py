@@ -23,6 +23,9 @@ from quantsr.quant.clipping import clipped_extremes
 from quantsr.quant.parts import beside, even, extremes, spread
 from quantsr.quant.spec import AffineSpec
 
+RELEASED_SMALLEST_SCALE = 1e-4
+"""The same in QuantVSR's released code."""
+
 
 class Quantizer(nn.Module):
     """Quantize and dequantize a tensor (simulated: the result is float).
@@ -80,13 +83,17 @@ class Quantizer(nn.Module):
 
     def _mean_magnitude(self, x: Tensor) -> Tensor:
         """mean|x| of every part, in the shape of the bounds."""
-        pieces = x.float().split(list(self.sizes), self.axis) if len(self.sizes) > 1 else (x.float(),)
+        pieces = x.float().split(list(self.parts_of(x)), self.axis) if len(self.sizes) > 1 else (x.float(),)
         if self.spec.granularity == "channel":
             return torch.stack([piece.abs().flatten(1).mean(1) for piece in pieces], 1)
         return torch.stack([piece.abs().mean() for piece in pieces])
 
+    def parts_of(self, x: Tensor) -> tuple[int, ...]:
+        """Sizes of the parts of ``x`` along ``axis``."""
+        return self.sizes
+
     def _bounds_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        spec, parts = self.spec, (self.axis, self.sizes)
+        spec, parts = self.spec, (self.axis, self.parts_of(x))
         if spec.clipping:
             return clipped_extremes(x, spec.granularity, *parts, spec.qmin, spec.qmax, spec.symmetric)
         return extremes(x, spec.granularity, *parts)
@@ -152,10 +159,12 @@ class Quantizer(nn.Module):
             value = self.scale.detach().clamp(min=SMALLEST_SCALE)
             return value + weight * (self.scale - self.scale.detach()), zero_point
         dynamic = spec.range == "dynamic"
-        lower, upper = extremes(x, spec.granularity, self.axis, self.sizes) if dynamic else (self.lower, self.upper)
+        parts = (self.axis, self.parts_of(x))
+        lower, upper = extremes(x, spec.granularity, *parts) if dynamic else (self.lower, self.upper)
         if spec.ratio < 1:
             lower, upper = spec.ratio * lower, spec.ratio * upper
-        scale, zero_point = qparams(lower, upper, spec.qmin, spec.qmax, spec.symmetric)
+        smallest = RELEASED_SMALLEST_SCALE if spec.as_released and spec.range != "learned" else SMALLEST_SCALE
+        scale, zero_point = qparams(lower, upper, spec.qmin, spec.qmax, spec.symmetric, smallest)
         if spec.as_released and spec.range == "learned":
             zero_point = round_through(-lower / (scale.detach() if self._last_scale is None else self._last_scale))
             self._last_scale = scale.detach()

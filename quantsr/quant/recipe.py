@@ -21,6 +21,9 @@ class LayerRecipe:
         rank: rank of a 16-bit low-rank branch; 0 for none.
         update_rank: rank of a trained update of the low-bit weight, merged into it; 0 for none.
         channel_split: cut the input channels into two halves with bounds (and rotation) of their own.
+        token_split: of the input, cut axis 1 instead, the tokens of ``(b, n, c)``, as the linear layers of PassionSR's
+            released code do by a slip; the weight's halves stay those of channels. Only for students that were
+            calibrated so, see :mod:`quantsr.deploy.released`.
         cut: instead, cut them into two parts at this channel, where two tensors were concatenated (Q-Diffusion).
         group_size: instead, cut them into groups of this size for the bounds; None for one group.
         rounding: how the weight becomes codes, see :mod:`quantsr.quant.rounding`.
@@ -37,6 +40,7 @@ class LayerRecipe:
     rank: int = 0
     update_rank: int = 0
     channel_split: bool = False
+    token_split: bool = False
     cut: int | None = None
     group_size: int | None = None
     rounding: RoundingKind = "nearest"
@@ -50,6 +54,8 @@ class LayerRecipe:
             raise ValueError("smoothing_weight is part of smoothing: give smoothing an exponent")
         if sum(map(bool, (self.channel_split, self.cut, self.group_size))) > 1:
             raise ValueError("channel_split, cut and group_size all cut the input channels: give one of them")
+        if self.token_split and not self.channel_split:
+            raise ValueError("a token split goes with a channel split of the weight: give channel_split too")
         if self.rounding not in get_args(RoundingKind):
             raise ValueError(f"rounding must be one of {get_args(RoundingKind)}, not {self.rounding!r}")
         if self.weight.range == "dynamic" or self.weight.granularity == "token":
@@ -83,6 +89,7 @@ class LayerRecipe:
             f"rank {self.rank}": self.rank,
             f"update of rank {self.update_rank}": self.update_rank,
             "channel split": self.channel_split,
+            "token split": self.token_split,
             f"cut at {self.cut}": self.cut,
             f"groups of {self.group_size}": self.group_size,
             f"{self.rounding} rounding": self.rounding != "nearest",

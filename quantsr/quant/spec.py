@@ -1,5 +1,6 @@
 """Number formats: how a tensor is written in b bits. Frozen, validated when built, one spelling per option."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -28,9 +29,11 @@ class AffineSpec:
             bits, rare outliers are better clipped than given the codes of everything else.
         ratio: of a dynamic range's extremes that are its bounds, in (0, 1]; what lies beyond is clipped (QuaRot, arXiv
             2404.00456, section 5: 0.9).
-        as_released: differentiate as the released code of PassionSR and QuantVSR does, instead of as the papers say:
-            the clamp blocks the gradient of both extreme codes, and a learned range takes its zero point from the scale
-            of the call before (without gradient to that scale). Only for comparing numbers with that code.
+        as_released: compute as the released code of PassionSR and QuantVSR does, instead of as the papers say: the
+            clamp blocks the gradient of both extreme codes; a learned range (PassionSR) takes its zero point from the
+            scale of the call before (without gradient to that scale); the scale of any other (QuantVSR) is at least
+            1e-4; the branch beside such a weight stays in float32 in the inference form. Only for comparing numbers
+            with that code and for students that it calibrated.
 
     Raises:
         ValueError: bits out of range, an unknown word, a token granularity with static bounds, or a ratio out of range
@@ -91,6 +94,18 @@ class Bits:
         for name, allowed in (("weight", WEIGHT_BITS), ("act", ACT_BITS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"bits.{name} must be {_span(allowed)}, not {getattr(self, name)}")
+
+    @classmethod
+    def parse(cls, text: str) -> "Bits":
+        """``w4a8`` as ``Bits(4, 8)``.
+
+        Raises:
+            ValueError: the text is of another form, or a width is out of range.
+        """
+        match = re.fullmatch(r"w(\d+)a(\d+)", text)
+        if match is None:
+            raise ValueError(f"bit widths are written like w4a8, not {text!r}")
+        return cls(*map(int, match.groups()))
 
     def at_least(self, bits: int) -> "Bits":
         """The same widths, raised to ``bits`` where they are lower: for layers that stay at 8 bits."""

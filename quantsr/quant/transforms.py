@@ -6,6 +6,7 @@ Weights are ``(out, in, *kernel)``; the input-channel axis of x is given.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +116,14 @@ class Rotation(nn.Module):
         """Use these orthogonal matrices, ``(size, size)`` for each part, instead of the drawn ones."""
         for number, matrix in enumerate(matrices):
             setattr(self, f"rotation_{number}", matrix.clone())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # Matrices of other makers come whole where ours are known by their signs.
+        for number, size in enumerate(self.sizes):
+            stored = state_dict.get(f"{prefix}rotation_{number}")
+            if stored is not None and stored.shape == (size, size):
+                setattr(self, f"rotation_{number}", stored.new_empty(stored.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _rotate(self, x: Tensor, axis: int, transpose: bool = False) -> Tensor:
         """x H (or x H^T) along ``axis``."""

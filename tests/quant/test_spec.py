@@ -60,3 +60,9 @@ def test_bits_of_a_run():
 )
 def test_bits_are_raised_where_they_are_lower(bits, raised):
     assert bits.at_least(8) == raised
+
+
+def test_bits_are_parsed_as_they_are_written():
+    assert Bits.parse("w4a8") == Bits(4, 8)
+    with pytest.raises(ValueError, match="written like w4a8, not 'w4'"):
+        Bits.parse("w4")

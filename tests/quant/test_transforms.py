@@ -148,3 +148,12 @@ def test_rotated_weights_do_not_depend_on_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         rotated = rotation.weight(w)
     assert torch.equal(rotated, rotation.weight(w))
+
+
+def test_whole_matrices_load_where_signs_would_be():
+    """Of students that others calibrated: their Hadamard matrices are not ours."""
+    given, loaded = Rotation((8, 8), axis=-1), Rotation((8, 8), axis=-1, seed=1)
+    given.set_matrices([torch.linalg.qr(torch.randn(8, 8))[0] for _ in range(2)])
+    loaded.load_state_dict(given.state_dict())
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(loaded.input(x), given.input(x))
