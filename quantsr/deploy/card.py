@@ -36,11 +36,12 @@ def model_card(config: dict[str, Any]) -> str:
 
 def _measured(metrics: dict[str, Any]) -> list[str]:
     """Table of what was measured on validation images."""
-    rows = [(name, values) for name, values in metrics.items() if isinstance(values, dict) and "psnr_y" in values]
-    if not rows:
-        return []
+    models = {name: values for name, values in metrics.items() if isinstance(values, dict) and name != "absent"}
+    rows = [(name, values) for name, values in models.items() if "psnr_y" in values]
     table = [f"| {name} | {values['psnr_y']:.2f} | {values['ssim']:.4f} |" for name, values in rows]
+    if table:
+        table = ["| | PSNR-Y (dB) | SSIM |", "|---|---|---|", *table, ""]
     fidelity = (
         [f"Student against teacher: {metrics['fidelity_psnr']:.2f} dB.", ""] if "fidelity_psnr" in metrics else []
     )
-    return ["| | PSNR-Y (dB) | SSIM |", "|---|---|---|", *table, "", *fidelity]
+    return [*table, *fidelity]

@@ -97,9 +97,8 @@ def mismatches(section: Section) -> list[str]:
     """Jobs of one data set and seed that were not measured on the same pictures: bicubic tells."""
     found = []
     for seed, jobs in _by((job for row in section.rows for job in row.jobs), lambda job: job.seed).items():
-        figures = _by(
-            (job for job in jobs if "bicubic" in job.metrics), lambda job: f"{job.metrics['bicubic']['psnr_y']:.2f}"
-        )
+        compared = (job for job in jobs if "psnr_y" in job.metrics.get("bicubic", {}))
+        figures = _by(compared, lambda job: f"{job.metrics['bicubic']['psnr_y']:.2f}")
         if len(figures) > 1:
             which = " and ".join(f"{figure} dB in {own[0].folder.name}" for figure, own in figures.items())
             found.append(

@@ -8,6 +8,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import quantsr
+from quantsr.data.layouts import Layout
+from quantsr.report.__main__ import main as compare_runs
+from tests.data.folders import make
 from tests.end_to_end.conftest import MICRO_STEPS
 
 
@@ -18,6 +21,19 @@ def test_folder_of_a_run(trained):
     assert names >= set(expected.split())
     assert not [path for path in folder.rglob("*unfinished*")]
     assert (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_low_quality_images_alone_calibrate_a_student(run, micro, tmp_path, capsys):
+    lq = make(tmp_path, "realsr", Layout("HR", "LR"), count=5) / "LR"
+    options = [option for option in micro if option != "data=images" and not option.startswith("data.root")]
+    data = ["data=pairs", f"data.lq={lq}", "data.gt=null"]
+    result = run("train.py", *options, *data, "method=minmax", f"hydra.run.dir={tmp_path / 'run'}")
+    assert result.code == 0, result.err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["student"] == {} and metrics["fidelity_psnr"] > 5 and metrics["images"] == 1
+    assert compare_runs([str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "minmax" in shown and f"{metrics['fidelity_psnr']:.2f}" in shown
 
 
 def test_metrics(trained):
