@@ -14,6 +14,7 @@ from quantsr.errors import UserError
 WITHOUT_TARGET = {
     "seed": int,
     "checkpoint_every": int,
+    "gradient_checkpointing": bool,
     "ckpt_path": str | None,
     "artefact": str | None,
     "input": str | None,

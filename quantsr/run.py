@@ -51,6 +51,8 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     metrics = chosen_metrics(cfg, data)
     method: StagedModule = instantiate(cfg.method, teacher=build_teacher(cfg))
     check_frames(method.teacher, data)
+    if cfg.gradient_checkpointing:
+        method.checkpoint_gradients()
     data.steps = method.steps
     if resume is not None:
         method.check_checkpoint(resume)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from quantsr.errors import UserError
+from quantsr.methods.borders import checkpoint_gradients
 from quantsr.methods.distributed import average_gradients
 from quantsr.methods.stages import Batch, Stage
 from quantsr.teachers.base import Teacher
@@ -66,6 +67,14 @@ class StagedModule(LightningModule, ABC):
     def trains(self) -> bool:
         """Whether any stage trains, rather than only observes."""
         return any(stage.parameters for stage in self.plan)
+
+    def checkpoint_gradients(self) -> None:
+        """Keep less for the backward pass: every block of the model computes its activations again there.
+
+        Raises:
+            UserError: the method has no use for it.
+        """
+        checkpoint_gradients(self.model, (name for names in self.teacher.blocks().values() for name in names))
 
     @abstractmethod
     def models(self) -> dict[str, Teacher]:

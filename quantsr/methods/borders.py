@@ -1,11 +1,16 @@
-"""What crosses the borders between a model's blocks: noted in one model, put in the place of blocks in another."""
+"""What crosses the borders between a model's blocks: noted in one model, put in the place of blocks in another.
+
+And what does not: activations inside a block that are computed again when gradients need them.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Outputs = dict[str, Any]
 
@@ -47,14 +52,38 @@ def replayed(model: nn.Module, outputs: Outputs) -> Iterator[None]:
     def give(output: Any):
         return lambda *args, **kwargs: output
 
-    blocks = [(model.get_submodule(name), output) for name, output in outputs.items()]
-    for block, output in blocks:
+    blocks = [model.get_submodule(name) for name in outputs]
+    before = [block.__dict__.get("forward") for block in blocks]
+    for block, output in zip(blocks, outputs.values(), strict=True):
         block.forward = give(output)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for block, _ in blocks:
+        for block, forward in zip(blocks, before, strict=True):
             del block.forward
+            if forward is not None:
+                block.forward = forward  # type: ignore[method-assign]
+
+
+def checkpoint_gradients(model: nn.Module, blocks: Iterable[str]) -> None:
+    """Gradient checkpointing (arXiv 1604.06174): for the backward pass, blocks keep their inputs alone.
+
+    What is inside them is computed again there. Outputs and gradients stay as they are. Between the forward and the
+    backward pass nothing that a block computes with may change, its layers' mode included.
+
+    Args:
+        model: holds the blocks.
+        blocks: by name, none inside another.
+    """
+    for name in blocks:
+        block = model.get_submodule(name)
+        block.forward = partial(_checkpointed, block.forward)  # type: ignore[method-assign]
+
+
+def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 class _Reached(Exception):

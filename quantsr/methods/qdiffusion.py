@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantsr.errors import UserError
 from quantsr.methods.borders import Call, call_of, recorded, replayed
 from quantsr.methods.distributed import gathered
 from quantsr.methods.quantization import QuantizationMethod
@@ -148,7 +149,7 @@ class QDiffusion(QuantizationMethod):
         """With the bounds known, V starts at the weights themselves."""
         for _, layer in quantized_modules(self.student):
             if isinstance(layer, QuantizedLayer):
-                layer.rounding.reset(layer.weight, layer.weight_quantizer)
+                layer.rounding.reset(layer.transformed_weight(), layer.weight_quantizer)
         self.check_calibrated()
 
     def harden(self, block: str) -> None:
@@ -208,6 +209,9 @@ class QDiffusion(QuantizationMethod):
             with replayed(self.student, shared), weights_only(self.student):
                 call = call_of(self.student, block, lambda: self.student.predict(lq, noisy))
         return call, target
+
+    def checkpoint_gradients(self) -> None:
+        raise UserError("qdiffusion trains one block at a time and has no use for gradient_checkpointing: leave it out")
 
     # What the run keeps and shows.
 

@@ -103,13 +103,17 @@ class FoldedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The values of the codes, ``(out, in, *kernel)``."""
-        if self.dequantized is None:
-            spec = self.recipe.weight
-            scale, zero_point = (
-                spread(t, spec.granularity, 1, self.part_of, self.codes.ndim) for t in (self.scale, self.zero_point)
-            )
-            self.dequantized = dequantize(self.codes.float() + spec.qmin, scale, zero_point)
+        """The values of the codes, ``(out, in, *kernel)``, in float32."""
+        spec = self.recipe.weight
+        scale, zero_point = (
+            spread(t, spec.granularity, 1, self.part_of, self.codes.ndim) for t in (self.scale, self.zero_point)
+        )
+        return dequantize(self.codes.float() + spec.qmin, scale, zero_point)
+
+    def weight_as(self, dtype: torch.dtype) -> Tensor:
+        """The same in another type, kept from call to call."""
+        if self.dequantized is None or self.dequantized.dtype != dtype:
+            self.dequantized = self.weight.to(dtype)
         return self.dequantized
 
     def _load_from_state_dict(self, *args: Any) -> None:
@@ -117,10 +121,13 @@ class FoldedLayer(nn.Module):
         super()._load_from_state_dict(*args)
 
     def forward(self, x: Tensor) -> Tensor:
+        dtype = x.dtype
         for transform in (self.smoothing, self.rotation):
             if transform is not None:
                 x = transform.input(x)
-        y = self.operation(self.input_quantizer(x), self.weight)
+        # The factors in float32, the products in the precision of the model.
+        y = self.operation(self.input_quantizer(x).to(dtype), self.weight_as(dtype))
+        x = x.to(dtype)
         constant = constant_output(self.operation, x, self.bias, self.offset_response)
         if constant is not None:
             y = y.add_(constant.to(y.dtype))

@@ -11,6 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from quantsr.quant.precision import without_autocast
+
 PALEY_ORDERS = (60, 20, 12)
 LARGEST_DENSE = 64
 """Up to this size one dense product is faster than the two of its factors (measured on a CPU)."""
@@ -78,7 +80,7 @@ def hadamard_transform(x: Tensor, axis: int = -1, transpose: bool = False) -> Te
     a, b = kronecker_factors(x.shape[axis], x.dtype, x.device)
     if transpose:
         a, b = a.T, b.T
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         y = multiply(x.unflatten(axis, (len(a), len(b))), b, axis + 1)
         return multiply(y, a, axis).view(x.shape) if len(a) > 1 else y.reshape(x.shape)
 

@@ -17,6 +17,7 @@ from quantsr.quant.affine import fake_quantize, qparams
 from quantsr.quant.low_rank import LowRank, LowRankUpdate
 from quantsr.quant.operation import Layer, Operation
 from quantsr.quant.parts import extremes
+from quantsr.quant.precision import without_autocast
 from quantsr.quant.product import TrainedProduct, constant_output
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import LayerRecipe
@@ -80,8 +81,9 @@ class QuantizedLayer(nn.Module):
         return x
 
     def merged_weight(self) -> Tensor:
-        """W + F1 F2: what the layer stands for, without transforms and quantization."""
-        return self.weight if self.update is None else self.update(self.weight)
+        """W + F1 F2: what the layer stands for, without transforms and quantization; in float32."""
+        weight = self.weight.float()
+        return weight if self.update is None else self.update(weight)
 
     def residual_weight(self) -> Tensor:
         """W_r = W - L1 L2 + F1 F2: what is left for the low bits."""
@@ -100,25 +102,25 @@ class QuantizedLayer(nn.Module):
             return self.transformed(self.residual_weight())
         # T(W) - L1 T(L2): while the branch trains, the first term stays as it is, and the second is cheap.
         w, down = self._transformed_merged_weight(self.low_rank), self.transformed(self.low_rank.down)
-        with torch.autocast(w.device.type, enabled=False):  # Codes do not depend on how a layer is called.
+        with without_autocast(w):
             return torch.addmm(w.flatten(1), self.low_rank.L1, down.flatten(1), alpha=-1).view_as(w)
 
     def _transformed_merged_weight(self, low_rank: LowRank) -> Tensor:
         """T(W), kept while the branch trains only: else it would be a second weight that nobody needs."""
         if not any(p.requires_grad for p in low_rank.parameters()):
             self._cache.pop("transformed", None)
-            return self.transformed(self.weight)
+            return self.transformed(self.merged_weight())
         sources = [self.weight, *([] if self.rotation is None else self.rotation.buffers())]
-        return self.cached("transformed", sources, lambda: self.transformed(self.weight))
+        return self.cached("transformed", sources, lambda: self.transformed(self.merged_weight()))
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """Qa(T(x))."""
         return self.input_quantizer(self.transformed_input(x))
 
-    def quantized_weight(self) -> Tensor:
-        """Qw(T(W_r)); computed once while nothing that makes it is training."""
+    def quantized_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Qw(T(W_r)); computed once, in float32, and kept as ``dtype`` while nothing that makes it is training."""
         sources = [self.weight, *self.weight_sources()]
-        return self.cached("weight", sources, lambda: self._rounded(self.transformed_weight()))
+        return self.cached(f"weight {dtype}", sources, lambda: self._rounded(self.transformed_weight()).to(dtype))
 
     def _rounded(self, w: Tensor) -> Tensor:
         return self.weight_quantizer(w) if self.rounding is None else self.rounding(w, self.weight_quantizer)
@@ -163,13 +165,13 @@ class QuantizedLayer(nn.Module):
         if constant is not None:
             y = y.add_(constant.to(y.dtype))
         if self.low_rank is not None:
-            down = self.operation(x, self.low_rank.down)
-            y = y + self.operation.pointwise(down, self.low_rank.up)
+            down, up = self.low_rank.down.to(x.dtype), self.low_rank.up.to(x.dtype)
+            y = y + self.operation.pointwise(self.operation(x, down), up)
         return y
 
     def product(self, x: Tensor) -> Tensor:
-        """Qa(T(x)) * Qw(T(W_r))."""
-        return self.operation.product(self.quantized_input(x), self.quantized_weight())
+        """Qa(T(x)) * Qw(T(W_r)): the factors in float32, their product in the precision of x."""
+        return self.operation.product(self.quantized_input(x).to(x.dtype), self.quantized_weight(x.dtype))
 
     @property
     def offset(self) -> nn.Parameter | None:
@@ -215,7 +217,7 @@ class QuantizedLayer(nn.Module):
             raise ValueError(f"no offset in this recipe: {self.recipe}")
         w = self.residual_weight() if weight is None else weight
         rows, channels, *kernel = w.shape
-        with torch.autocast(w.device.type, enabled=False):
+        with without_autocast(w):
             if w[0, 0].numel() == 1:
                 return (w.flatten(1) @ offset).view(rows, 1, *kernel)
             return torch.bmm(offset.expand(rows, 1, channels), w.flatten(2)).view(rows, 1, *kernel)

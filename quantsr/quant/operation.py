@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from quantsr.quant.precision import without_autocast
+
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv1d: F.conv1d,
@@ -69,7 +71,7 @@ class Operation:
         """y + the product of x with ``weight``, ``(out, in)``, at every position, in the memory and type of y."""
         y = y.contiguous()
         x, weight = x.to(y.dtype), weight.to(y.dtype)
-        with torch.autocast(y.device.type, enabled=False):
+        with without_autocast(y):
             if self.kind == "Linear":
                 y.view(-1, len(weight)).addmm_(x.reshape(-1, x.shape[-1]), weight.T)
             else:

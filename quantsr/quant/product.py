@@ -52,7 +52,7 @@ class TrainedProduct(torch.autograd.Function):
         wants_x = ctx.needs_input_grad[1]
         with torch.enable_grad(), torch.autocast(x.device.type, **ctx.autocast):
             x = x.detach().requires_grad_(wants_x)
-            x_hat, w_hat = layer.quantized_input(x), layer.quantized_weight()
+            x_hat, w_hat = layer.quantized_input(x), layer.quantized_weight(x.dtype)
         factors = [x_hat.detach().to(grad.dtype), w_hat.detach().to(grad.dtype)]
         wanted = (x_hat.requires_grad, w_hat.requires_grad)
         grads = layer.operation.gradients(grad.contiguous(), *factors, wanted)

@@ -83,9 +83,9 @@ class _DualBranch(torch.autograd.Function):
         operation = layer.operation
         x_rotated = layer.transformed_input(x)
         x_hat = layer.input_quantizer(x_rotated)
-        y = operation(x_hat, effective_weight(layer))
+        y = operation(x_hat, effective_weight(layer).to(x_hat.dtype))
         ctx.layer, ctx.shape, ctx.trains = layer, x.shape, any(ctx.needs_input_grad[2:])
-        d = operation(torch.sub(x_rotated, x_hat, out=x_hat), fixed_down(layer))
+        d = operation(torch.sub(x_rotated, x_hat, out=x_hat), fixed_down(layer).to(x_hat.dtype))
         ctx.save_for_backward(*((x_rotated, d, L1, L2) if ctx.trains else ()))
         return operation.add_pointwise(y, d, L1)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quantsr.quant.layer import QuantizedLayer
-from quantsr.quant.low_rank import LowRank
+from quantsr.quant.low_rank import LowRank, truncated_svd
 from quantsr.quant.parts import extremes
 from quantsr.quant.transforms import Smoothing, channel_magnitude
 
@@ -73,9 +73,9 @@ def with_branch(layer: QuantizedLayer, scale: Tensor, quantized: Tensor | None =
     spread = scale.repeat_interleave(layer.weight[0, 0].numel())
     w = layer.weight.detach().flatten(1).float() * spread
     rank = parts_of(layer)[1].L1.shape[1]
-    u, values, vh = torch.linalg.svd(w if quantized is None else w - quantized.flatten(1), full_matrices=False)
+    up, down = truncated_svd(w if quantized is None else w - quantized.flatten(1), rank)
     # The branch takes the input as it is, and the product L2 x has to be that of the smoothed weight.
-    return Candidate(scale.clone(), u[:, :rank] * values[:rank], vh[:rank] / spread)
+    return Candidate(scale.clone(), up, down / spread)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from quantsr.quant.hadamard import factor, hadamard_transform, multiply, random_orthogonal
 from quantsr.quant.parts import even
+from quantsr.quant.precision import without_autocast
 
 
 def along(vector: Tensor, axis: int, ndim: int) -> Tensor:
@@ -127,7 +128,7 @@ class Rotation(nn.Module):
             if t.ndim == 1:
                 rotated.append(_signed_hadamard(piece, t, axis, transpose))
             else:
-                with torch.autocast(x.device.type, enabled=False):
+                with without_autocast(x):
                     rotated.append(multiply(piece, t.T if transpose else t, axis))
         return torch.cat(rotated, axis)
 

@@ -1,22 +1,40 @@
 """The full-size benchmark runs and says what it found; how fast, no test says."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "full_size.py"
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "full_size"
 
 
-def test_it_prints_parameters_seconds_and_memory():
-    options = ["--small", "--latent", "24", "--frames", "3", "--threads", "1"]
-    run = subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    for line in (
-        r"UNet: \d+\.\d million parameters",
-        r"structure encoder: \d+\.\d million parameters",
-        r"3 frames with latents of 24 x 24: epsilon \(3, 4, 24, 24\)",
-        r"one step: \d+\.\d\d s",
-        r"peak memory: \d+\.\d\d GiB",
-    ):
-        assert re.search(f"^{line}$", run.stdout, re.MULTILINE), run.stdout
+def run(*options: str) -> subprocess.CompletedProcess:
+    small = ["--small", "--output", "64", "--steps", "1", "--threads", "1"]
+    return subprocess.run([sys.executable, str(SCRIPT), *small, *options], capture_output=True, text=True, check=False)
+
+
+def test_the_video_teacher_alone():
+    found = run("--teacher", "mgldvsr", "--dtype", "float32")
+    assert found.returncode == 0, found.stderr
+    row = r"\| teacher \(float32\), one output of 64x64 \|  \| \d+\.\d\d \| \d+\.\d\d \|"
+    assert re.search(f"^{row}$", found.stdout, re.MULTILINE), found.stdout
+
+
+@pytest.mark.slow
+def test_a_calibration_with_and_without_what_saves_memory(tmp_path):
+    found = run("--method", "qartsr", "--json", str(tmp_path / "rows.json"))
+    assert found.returncode == 0, found.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    stages = ["smoothing", "ranges", "module unet.conv_out", "module unet.time_embedding", "extended"]
+    student = "student w4a4 (bfloat16, simulated), one output of 64x64"
+    for options in ("", "gradient checkpointing", "weights of their own"):
+        assert [row["what"] for row in rows if row["options"] == options][-6:] == [*stages, student]
+    assert all(row["seconds"] > 0 and row["gib"] > 0 for row in rows)
+
+
+def test_calibration_of_the_video_teacher_is_refused():
+    found = run("--teacher", "mgldvsr", "--method", "passionsr")
+    assert found.returncode == 2 and "measured on the osediff teacher" in found.stderr

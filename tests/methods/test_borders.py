@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from quantsr.methods.borders import call_of, recorded, replayed, tensor_of
+from quantsr.methods.borders import call_of, checkpoint_gradients, recorded, replayed, tensor_of
+from tests.conftest import micro_teacher, micro_video_teacher
 
 
 @pytest.fixture
@@ -72,3 +73,42 @@ def test_a_model_runs_up_to_a_block_and_no_further(teacher, blocks):
 def test_a_block_that_does_not_run_is_named(teacher):
     with pytest.raises(ValueError, match=r"vae\.quant_conv does not run"):
         call_of(teacher, "vae.quant_conv", lambda: teacher.denoise(torch.randn(1, 4, 16, 16)))
+
+
+@pytest.mark.parametrize("build", [micro_teacher, micro_video_teacher], ids=["image", "video"])
+def test_checkpointed_blocks_keep_less_and_give_the_same_gradients(build):
+    teacher = build().eval()
+    latent = torch.randn(1, *((3,) if teacher.frames > 1 else ()), 4, 16, 16)
+
+    def gradients() -> tuple[int, list[torch.Tensor]]:
+        kept = {}
+
+        def keep(tensor):
+            kept[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = teacher.denoise(latent).square().sum()
+        kept = sum(kept.values())
+        return kept, torch.autograd.grad(loss, list(teacher.unet.parameters()), allow_unused=True)
+
+    before, expected = gradients()
+    checkpoint_gradients(teacher, teacher.blocks()["denoiser"])
+    after, found = gradients()
+    assert after < before / 2
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_checkpointed_blocks_compute_plainly_without_gradients_and_after_a_replay(teacher, blocks):
+    latent = torch.randn(1, 4, 16, 16)
+    with torch.no_grad():
+        expected = teacher.denoise(latent)
+        checkpoint_gradients(teacher, blocks)
+        with recorded(teacher, blocks) as outputs:
+            assert torch.equal(teacher.denoise(latent), expected)
+        with replayed(teacher, {blocks[0]: outputs[blocks[0]]}):
+            assert torch.equal(teacher.denoise(latent), expected)
+        assert torch.equal(teacher.denoise(latent), expected)
+    wrapped = teacher.get_submodule(blocks[0]).__dict__["forward"]
+    assert wrapped.func.__name__ == "_checkpointed"

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from quantsr.quant.layer import QuantizedLayer
-from quantsr.quant.low_rank import LowRank, LowRankUpdate, own_rank
+from quantsr.quant.low_rank import SMALL, LowRank, LowRankUpdate, own_rank, truncated_svd
 from quantsr.quant.operation import Operation
 from tests.quant.layers import DYNAMIC, recipe
 
@@ -19,6 +19,24 @@ def test_the_branch_is_the_truncated_svd(shape, rank):
     u, s, vh = torch.linalg.svd(weight.flatten(1), full_matrices=False)
     torch.testing.assert_close((branch.L1 @ branch.L2).detach(), (u[:, :rank] * s[:rank]) @ vh[:rank])
     torch.testing.assert_close(branch.residual(weight).norm(), s[rank:].norm())
+
+
+@pytest.mark.parametrize("shape", [(SMALL + 8, SMALL + 90), (SMALL + 90, SMALL + 8)], ids=["wide", "tall"])
+def test_large_matrices_take_another_way_to_the_same(shape):
+    """Also where singular values are far apart, as those of trained weights are."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(n, 40, generator=generator)).Q for n in shape)
+    matrix = left * torch.logspace(2, -3, 40) @ right.T + 1e-5 * torch.randn(shape, generator=generator)
+    up, down = truncated_svd(matrix, 16)
+    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    torch.testing.assert_close((up @ down).double(), (u[:, :16] * s[:16]) @ vh[:16], rtol=0, atol=1e-5)
+    torch.testing.assert_close(up.norm(dim=0).double(), s[:16], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(down @ down.T, torch.eye(16), rtol=0, atol=1e-5)
+
+
+def test_a_large_matrix_of_lower_rank_has_a_branch_without_nans():
+    up, down = truncated_svd(torch.zeros(SMALL + 1, SMALL + 1), 4)
+    assert not (up @ down).any()
 
 
 @SHAPES

@@ -113,6 +113,21 @@ def test_passionsr_layer(name):
     assert_agrees(layer.input_quantizer.upper.grad[0], vectors["grad.act_bounds.0.max"])
 
 
+def assert_agrees_but_for_ties(layer: QuantizedLayer, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Equal but for rows of the weight with a value that float error may round to either side.
+
+    The authors' branch is an SVD, whose last digits differ from processor to processor.
+    """
+    scale = layer.weight_quantizer.qparams(layer.weight)[0]
+    scaled = layer.transformed_weight() / scale
+    settled = ((scaled - scaled.floor() - 0.5).abs() > 1e-4).flatten(1).all(1)
+    assert settled.sum() > len(settled) / 2
+    axis = layer.operation.axis
+    ours, theirs = (y.movedim(axis, 0) for y in (ours, theirs.reshape(ours.shape)))
+    assert_agrees(ours[settled], theirs[settled])
+    assert (ours - theirs).abs().max() <= theirs.abs().max() / 10
+
+
 @pytest.mark.parametrize("name", names("quantvsr_layer_*"))
 def test_quantvsr_layer(name):
     vectors, metadata = load(name)
@@ -133,7 +148,7 @@ def test_quantvsr_layer(name):
     )
     bounds = [[vectors[f"weight_bounds.{i}.{end}"].flatten() for i in (0, 1)] for end in ("min", "max")]
     layer.weight_quantizer.set_bounds(*(torch.stack(values, 1) for values in bounds))
-    assert_agrees(layer(vectors["x"]), vectors["y_at_init"], step=float(vectors["y"].abs().max()) / 10)
+    assert_agrees_but_for_ties(layer, layer(vectors["x"]), vectors["y_at_init"])
 
     with torch.no_grad():
         layer.low_rank.L1.copy_(vectors["low_rank.L1"])
