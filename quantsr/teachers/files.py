@@ -18,8 +18,9 @@ PACKAGED = Path(__file__).parent / "weights"
 KINDS: dict[str, type[Teacher]] = {teacher.kind: teacher for teacher in (OneStepTeacher, MGLDVSRTeacher)}
 
 
-def save_teacher(teacher: Teacher, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write ``teacher`` to ``path``; weights are stored as ``dtype``."""
+def save_teacher(teacher: Teacher, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write ``teacher`` to ``path``; weights are stored as ``dtype``: by default in 16 bits, its own or float16."""
+    dtype = dtype or (teacher.dtype if teacher.dtype.itemsize == 2 else torch.float16)
     tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in teacher.state_dict().items()}
     path = Path(path)
     unfinished = path.with_suffix(".unfinished")
@@ -28,7 +29,7 @@ def save_teacher(teacher: Teacher, path: str | Path, dtype: torch.dtype = torch.
 
 
 def load_teacher(weights: str | Path) -> Teacher:
-    """Build the teacher that a file holds, in float32, frozen.
+    """Build the teacher that a file holds, in its own data type, frozen.
 
     Args:
         weights: name of a packaged teacher (``tiny_image``) or path of a file that :func:`save_teacher` wrote.
