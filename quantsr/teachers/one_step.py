@@ -3,9 +3,17 @@
     z_L = s * E(up(lq))    eps = UNet(z_L, t, c)    z_H = (z_L - sqrt(1 - abar_t) eps) / sqrt(abar_t)    sr = D(z_H / s)
 
 with one constant prompt embedding c. The VAE and the UNet are diffusers' own classes at any size.
+
+Images larger than a tile go through encoder, UNet and decoder in overlapping tiles under Gaussian weights: memory then
+grows by no more than a few copies of the image. OSEDiff does so with the latent, in tiles of 64 that overlap by 32, which
+are the default here with Stable Diffusion's VAE, and takes larger tiles for the VAE (1024 image pixels, 224 latent pixels).
+Our choice: tiles of one size for all three, as those of the VAE would take up to 12 times the memory of the others, and
+group norms with the statistics of the whole image, see :mod:`quantsr.normalization`.
 """
 
 import math
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -14,9 +22,13 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from quantsr.color import COLOR_FIXES, fix_color
+from quantsr.normalization import SharedStatistics
 from quantsr.teachers.base import Noisy, Teacher
+from quantsr.tiling import scattered, tiled
 
 STABLE_DIFFUSION_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+DENOISER_STRIDE, VAE_STRIDE = Fraction(1, 2), Fraction(3, 4)
+"""As parts of a tile. The VAE's is our choice: its tiles overlap by a quarter."""
 
 
 class OneStepTeacher(Teacher):
@@ -31,9 +43,16 @@ class OneStepTeacher(Teacher):
             part of the weights.
         color_fix: correction of the output's colours against the input: ``none``, ``adain`` or ``wavelet``.
         scale: upscaling factor.
+        tile: side in output pixels of the tiles that larger images go through in, a multiple of :attr:`size_multiple`.
+            Smaller tiles take less memory and more time. It can be set later (``teacher.tile = 256``).
+
+            A quantized student sees its input by the tile, too: static ranges and learned ones are as they are, dynamic
+            ones are those of a tile (per tensor) or of a token in it, and attention in the middle of the VAE, whose
+            scale for the keys has a length (:class:`quantsr.quant.attention.PairScale`), meets tiles of one size
+            however large the image is: calibrated on crops of a tile's size it is never resampled.
 
     Raises:
-        ValueError: a timestep that the schedule does not have, or an unknown colour correction.
+        ValueError: a timestep that the schedule does not have, an unknown colour correction, or a tile of another size.
     """
 
     kind = "one_step"
@@ -47,6 +66,7 @@ class OneStepTeacher(Teacher):
         prompt_tokens: int = 77,
         color_fix: str = "adain",
         scale: int = 4,
+        tile: int = 512,
     ):
         super().__init__()
         if color_fix not in COLOR_FIXES:
@@ -63,7 +83,7 @@ class OneStepTeacher(Teacher):
         }
         self.vae = AutoencoderKL(**vae)
         self.unet = UNet2DConditionModel(**unet)
-        self.color_fix, self.scale = color_fix, scale
+        self.color_fix, self.scale, self.tile = color_fix, scale, tile
         with torch.device("cpu"):  # Values are needed, also where weights are not.
             self.abars: list[float] = DDPMScheduler(**schedule).alphas_cumprod.tolist()
         self.retime(timestep)
@@ -92,9 +112,20 @@ class OneStepTeacher(Teacher):
         """Image sizes are padded to a multiple of this: the VAE's factor times the UNet's own downsampling."""
         return self.latent_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
+    @property
+    def tile(self) -> int:
+        """Side of the tiles of larger images, in output pixels."""
+        return self.config["tile"]
+
+    @tile.setter
+    def tile(self, side: int) -> None:
+        if side < 1 or side % self.size_multiple:
+            raise ValueError(f"tile must be a multiple of {self.size_multiple} output pixels, not {side}")
+        self.config["tile"] = side
+
     def upscale(self, lq: Tensor) -> Tensor:
         """Bicubic upscaling, ``(b, 3, h, w)`` to ``(b, 3, scale*h, scale*w)``, in [0, 1]."""
-        return F.interpolate(lq, scale_factor=self.scale, mode="bicubic", align_corners=False).clamp(0, 1)
+        return F.interpolate(lq, scale_factor=self.scale, mode="bicubic", align_corners=False).clamp_(0, 1)
 
     def embed(self, image: Tensor) -> Tensor:
         """An image in [0, 1] of any size to its latent: reflect-padded to ``size_multiple``, posterior mean, scaled.
@@ -106,25 +137,69 @@ class OneStepTeacher(Teacher):
         if any(pad):
             mode = "reflect" if pad[0] < width and pad[1] < height else "replicate"
             image = F.pad(image, (0, pad[0], 0, pad[1]), mode=mode)
-        return self.vae.encode(image * 2 - 1).latent_dist.mode() * self.vae.config.scaling_factor
+
+        def encode(tile: Tensor) -> Tensor:
+            return self.vae.encode(tile * 2 - 1).latent_dist.mode()
+
+        factor = self.latent_factor
+        latent = self._by_tiles(self.vae.encoder, encode, image, VAE_STRIDE, factor, Fraction(1, factor))
+        return latent * self.vae.config.scaling_factor
 
     def encode(self, lq: Tensor) -> Tensor:
         return self.embed(self.upscale(lq))
 
     def denoise(self, latent: Tensor, noisy: Noisy | None = None) -> Tensor:
         context = self.prompt_embedding.to(latent.dtype).expand(latent.shape[0], -1, -1)
-        return self.unet(latent, self.timestep, encoder_hidden_states=context, return_dict=False)[0]
+
+        def predict(tile: Tensor) -> Tensor:
+            return self.unet(tile, self.timestep, encoder_hidden_states=context, return_dict=False)[0]
+
+        return self._by_tiles(self.unet, predict, latent, DENOISER_STRIDE)
 
     def clean(self, latent: Tensor, epsilon: Tensor, noisy: Noisy | None = None) -> Tensor:
         return (latent - self.noise * epsilon) / self.signal
 
     def decode(self, latent: Tensor, lq: Tensor) -> Tensor:
-        return self.vae.decode(latent / self.vae.config.scaling_factor, return_dict=False)[0] / 2 + 0.5
+        def decode(tile: Tensor) -> Tensor:
+            return self.vae.decode(tile, return_dict=False)[0] / 2 + 0.5
+
+        latent = latent / self.vae.config.scaling_factor
+        return self._by_tiles(self.vae.decoder, decode, latent, VAE_STRIDE, scale=self.latent_factor)
 
     def render(self, latent: Tensor, lq: Tensor) -> Tensor:
         """z_H to the output image: decoded, cut to ``scale`` times the size of ``lq``, colours corrected."""
         height, width = (self.scale * side for side in lq.shape[-2:])
         return fix_color(self.decode(latent, lq)[..., :height, :width], self.upscale(lq), self.color_fix)
+
+    def _by_tiles(
+        self,
+        network: torch.nn.Module,
+        function: Callable[[Tensor], Tensor],
+        x: Tensor,
+        stride: Fraction,
+        unit: int = 1,
+        scale: Fraction | int = 1,
+    ) -> Tensor:
+        """``function(x)``, which runs ``network``, in tiles where ``x`` is larger than one.
+
+        Args:
+            network: whose group norms are to see the whole of x.
+            function: as :func:`tiled` takes it.
+            x: ``(b, c, h, w)``.
+            stride: of the tiles, as a part of their size.
+            unit: pixels of x that a latent pixel spans; tiles begin at latent pixels.
+            scale: of the function's output.
+        """
+        latents = self.tile // self.latent_factor
+        size = unit * latents
+        if max(x.shape[-2:]) <= size:
+            return function(x)
+        statistics = SharedStatistics(network)
+        with torch.no_grad(), statistics.measured():
+            for tile in scattered(x, size):
+                function(tile)
+        with statistics.applied():
+            return tiled(function, [x], size, unit * max(int(stride * latents), 1), "gaussian", scale)
 
     def features(self, image: Tensor) -> list[Tensor]:
         x = self.vae.encoder.conv_in(image * 2 - 1)
