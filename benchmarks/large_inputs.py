@@ -3,8 +3,8 @@
     python benchmarks/large_inputs.py [--teacher tiny_image] [--sizes 512 1024 1020x764 2048 4096] [--tile 256]
 
 Every row is a process of its own, whose peak of resident memory (on Linux) is taken above what it held before, with the
-model loaded and run once on a small image. Whole images are tried up to --whole pixels of width or height: memory and, in
-attention, time grow with their area. "images" is what the output itself takes, in float32.
+model loaded and run once on a small image. Whole images are tried up to --whole pixels of width or height. "images" is
+what the output itself takes, in float32.
 """
 
 import argparse

@@ -13,6 +13,7 @@ from quantsr.methods.quantization import QuantizationMethod
 from quantsr.quant.folded import fold
 from quantsr.teachers.base import Teacher
 from quantsr.teachers.files import load_teacher
+from quantsr.teachers.one_step import OneStepTeacher
 
 
 def build_teacher(cfg: DictConfig) -> Teacher:
@@ -20,21 +21,28 @@ def build_teacher(cfg: DictConfig) -> Teacher:
     return instantiate(cfg.teacher, _convert_="all")
 
 
-def load_models(artefact: str | Path, teacher: str | None = None) -> tuple[Teacher, Teacher]:
+def load_models(artefact: str | Path, teacher: str | None = None, tile: int | None = None) -> tuple[Teacher, Teacher]:
     """Student and teacher of an artefact folder, a run folder, or a checkpoint in a run folder.
 
     Args:
         artefact: one of these.
         teacher: weights of the teacher; None takes the one that the artefact names. A checkpoint has its own.
+        tile: side of the tiles of large images, in output pixels; None leaves it as the models have it.
 
     Raises:
-        UserError: there is nothing of the kind, or it cannot be read.
+        UserError: there is nothing of the kind, it cannot be read, or its tiles cannot be of that size.
     """
     path = Path(artefact).expanduser()
     if path.suffix == ".ckpt":
-        return load_checkpoint_models(path)
-    student = load_student(path)
-    return student, load_teacher(teacher if teacher is not None else read_config(path)["teacher"])
+        models = load_checkpoint_models(path)
+    else:
+        student = load_student(path)
+        models = student, load_teacher(teacher if teacher is not None else read_config(path)["teacher"])
+    for model in models if tile is not None else ():
+        if not isinstance(model, OneStepTeacher):
+            raise UserError("tile sets the tiles of one-step image models, and this model is of another kind")
+        model.tile = tile
+    return models
 
 
 def load_checkpoint_models(path: Path) -> tuple[Teacher, Teacher]:

@@ -9,11 +9,39 @@ one tile, and textures keep their scale.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from functools import partial
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+
+from quantsr.tiling import scattered, tiled
+
+
+def by_tiles(
+    network: nn.Module,
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    size: int,
+    stride: int,
+    scale: Fraction | int = 1,
+) -> Tensor:
+    """``function(x)``, which runs ``network``, in tiles where ``x`` is larger than one; else as it is.
+
+    Args:
+        network: whose group norms are to see the whole of ``x``.
+        function, size, stride, scale: as :func:`quantsr.tiling.tiled` takes them; blended under Gaussian weights.
+        x: ``(b, c, h, w)``.
+    """
+    if max(x.shape[-2:]) <= size:
+        return function(x)
+    statistics = SharedStatistics(network)
+    with torch.no_grad(), statistics.measured():
+        for tile in scattered(x, size):
+            function(tile)
+    with statistics.applied():
+        return tiled(function, [x], size, stride, "gaussian", scale)
 
 
 class SharedStatistics:

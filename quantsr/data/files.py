@@ -86,6 +86,20 @@ def read_usable(path: Path, minimum: int = 1) -> Tensor:
     return image
 
 
+def read_one(path: Path) -> Tensor:
+    """`read_image` of a file that cannot be left out.
+
+    Raises:
+        UserError: if it is missing or broken.
+    """
+    if not path.is_file():
+        raise UserError(f"No image file at {path.absolute()}.")
+    try:
+        return read_usable(path)
+    except Unusable as reason:
+        raise UserError(f"The image {path.absolute()} is {reason}.") from reason
+
+
 def read_images(paths: Sequence[Path], minimum: int) -> tuple[list[NamedImage], list[Skipped]]:
     """Read one file or more, leaving out the broken ones and those with a side under `minimum` pixels.
 

@@ -5,14 +5,13 @@
 with one constant prompt embedding c. The VAE and the UNet are diffusers' own classes at any size.
 
 Images larger than a tile go through encoder, UNet and decoder in overlapping tiles under Gaussian weights: memory then
-grows by no more than a few copies of the image. OSEDiff does so with the latent, in tiles of 64 that overlap by 32, which
-are the default here with Stable Diffusion's VAE, and takes larger tiles for the VAE (1024 image pixels, 224 latent pixels).
-Our choice: tiles of one size for all three, as those of the VAE would take up to 12 times the memory of the others, and
-group norms with the statistics of the whole image, see :mod:`quantsr.normalization`.
+grows by no more than a few copies of the image. OSEDiff does so with the latent, in tiles of 64 that overlap by 32,
+which are the default here with Stable Diffusion's VAE, and takes larger tiles for the VAE (1024 image pixels, 224
+latent pixels). Our choice: tiles of one size for all three, as the VAE's features are by far the largest, and group
+norms with the statistics of the whole image, see :mod:`quantsr.normalization`.
 """
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -22,9 +21,10 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from quantsr.color import COLOR_FIXES, fix_color
-from quantsr.normalization import SharedStatistics
+from quantsr.errors import UserError
+from quantsr.normalization import by_tiles
 from quantsr.teachers.base import Noisy, Teacher
-from quantsr.tiling import scattered, tiled
+from quantsr.tiling import tile_starts
 
 STABLE_DIFFUSION_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 DENOISER_STRIDE, VAE_STRIDE = Fraction(1, 2), Fraction(3, 4)
@@ -52,7 +52,8 @@ class OneStepTeacher(Teacher):
             however large the image is: calibrated on crops of a tile's size it is never resampled.
 
     Raises:
-        ValueError: a timestep that the schedule does not have, an unknown colour correction, or a tile of another size.
+        ValueError: a timestep that the schedule does not have, or an unknown colour correction.
+        UserError: a tile of another size.
     """
 
     kind = "one_step"
@@ -120,8 +121,34 @@ class OneStepTeacher(Teacher):
     @tile.setter
     def tile(self, side: int) -> None:
         if side < 1 or side % self.size_multiple:
-            raise ValueError(f"tile must be a multiple of {self.size_multiple} output pixels, not {side}")
+            raise UserError(f"tile takes a multiple of {self.size_multiple} output pixels, not {side}")
         self.config["tile"] = side
+
+    def tiles(self, height: int, width: int) -> int:
+        """How many tiles an output of that size takes, in all networks together."""
+        size = self._latent_tile
+        sides = [-(-side // self.size_multiple) * self.size_multiple // self.latent_factor for side in (height, width)]
+
+        def count(stride: int) -> int:
+            return math.prod(len(tile_starts(side, size, stride)) for side in sides)
+
+        if max(sides) <= size:
+            return len(self.networks)
+        strides = [self._stride(part) for part in (VAE_STRIDE, DENOISER_STRIDE, VAE_STRIDE)]
+        return sum(count(size) + count(stride) for stride in strides)
+
+    @property
+    def networks(self) -> tuple[torch.nn.Module, ...]:
+        """What tiles go through, one after the other."""
+        return self.vae.encoder, self.unet, self.vae.decoder
+
+    @property
+    def _latent_tile(self) -> int:
+        return self.tile // self.latent_factor
+
+    def _stride(self, part: Fraction) -> int:
+        """A part of a tile, in latent pixels."""
+        return max(int(part * self._latent_tile), 1)
 
     def upscale(self, lq: Tensor) -> Tensor:
         """Bicubic upscaling, ``(b, 3, h, w)`` to ``(b, 3, scale*h, scale*w)``, in [0, 1]."""
@@ -142,8 +169,8 @@ class OneStepTeacher(Teacher):
             return self.vae.encode(tile * 2 - 1).latent_dist.mode()
 
         factor = self.latent_factor
-        latent = self._by_tiles(self.vae.encoder, encode, image, VAE_STRIDE, factor, Fraction(1, factor))
-        return latent * self.vae.config.scaling_factor
+        sizes = self.tile, factor * self._stride(VAE_STRIDE)
+        return by_tiles(self.vae.encoder, encode, image, *sizes, Fraction(1, factor)) * self.vae.config.scaling_factor
 
     def encode(self, lq: Tensor) -> Tensor:
         return self.embed(self.upscale(lq))
@@ -154,7 +181,7 @@ class OneStepTeacher(Teacher):
         def predict(tile: Tensor) -> Tensor:
             return self.unet(tile, self.timestep, encoder_hidden_states=context, return_dict=False)[0]
 
-        return self._by_tiles(self.unet, predict, latent, DENOISER_STRIDE)
+        return by_tiles(self.unet, predict, latent, self._latent_tile, self._stride(DENOISER_STRIDE))
 
     def clean(self, latent: Tensor, epsilon: Tensor, noisy: Noisy | None = None) -> Tensor:
         return (latent - self.noise * epsilon) / self.signal
@@ -163,43 +190,13 @@ class OneStepTeacher(Teacher):
         def decode(tile: Tensor) -> Tensor:
             return self.vae.decode(tile, return_dict=False)[0] / 2 + 0.5
 
-        latent = latent / self.vae.config.scaling_factor
-        return self._by_tiles(self.vae.decoder, decode, latent, VAE_STRIDE, scale=self.latent_factor)
+        latent, sizes = latent / self.vae.config.scaling_factor, (self._latent_tile, self._stride(VAE_STRIDE))
+        return by_tiles(self.vae.decoder, decode, latent, *sizes, self.latent_factor)
 
     def render(self, latent: Tensor, lq: Tensor) -> Tensor:
         """z_H to the output image: decoded, cut to ``scale`` times the size of ``lq``, colours corrected."""
         height, width = (self.scale * side for side in lq.shape[-2:])
         return fix_color(self.decode(latent, lq)[..., :height, :width], self.upscale(lq), self.color_fix)
-
-    def _by_tiles(
-        self,
-        network: torch.nn.Module,
-        function: Callable[[Tensor], Tensor],
-        x: Tensor,
-        stride: Fraction,
-        unit: int = 1,
-        scale: Fraction | int = 1,
-    ) -> Tensor:
-        """``function(x)``, which runs ``network``, in tiles where ``x`` is larger than one.
-
-        Args:
-            network: whose group norms are to see the whole of x.
-            function: as :func:`tiled` takes it.
-            x: ``(b, c, h, w)``.
-            stride: of the tiles, as a part of their size.
-            unit: pixels of x that a latent pixel spans; tiles begin at latent pixels.
-            scale: of the function's output.
-        """
-        latents = self.tile // self.latent_factor
-        size = unit * latents
-        if max(x.shape[-2:]) <= size:
-            return function(x)
-        statistics = SharedStatistics(network)
-        with torch.no_grad(), statistics.measured():
-            for tile in scattered(x, size):
-                function(tile)
-        with statistics.applied():
-            return tiled(function, [x], size, unit * max(int(stride * latents), 1), "gaussian", scale)
 
     def features(self, image: Tensor) -> list[Tensor]:
         x = self.vae.encoder.conv_in(image * 2 - 1)
