@@ -19,6 +19,7 @@ WITHOUT_TARGET = {
     "ckpt_path": str | None,
     "artefact": str | None,
     "input": str | None,
+    "tile": int | None,
     "outputs": str | None,
     "files": list[str],
     "teacher": str | None,  # of eval.py; in train.py it is a node of its own

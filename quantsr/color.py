@@ -41,7 +41,8 @@ def wavelet(image: Tensor, reference: Tensor, levels: int = 5) -> Tensor:
     Returns:
         The corrected image, ``(b, c, h, w)``; values can leave [0, 1].
     """
-    return image - low_frequencies(image, levels) + low_frequencies(reference, levels)
+    # Blurring is linear: one blur of the difference does for both.
+    return image - low_frequencies(image - reference, levels)
 
 
 def low_frequencies(image: Tensor, levels: int) -> Tensor:
@@ -51,14 +52,19 @@ def low_frequencies(image: Tensor, levels: int) -> Tensor:
         image: ``(b, c, h, w)``.
         levels: number of blurs; blur i has its 3x3 taps ``2 ** i`` pixels apart.
     """
-    taps = torch.tensor([1.0, 2.0, 1.0], dtype=image.dtype, device=image.device) / 4
-    channels = image.shape[1]
-    kernel = torch.outer(taps, taps).expand(channels, 1, 3, 3)
     for level in range(levels):
-        step = 2**level
-        padded = F.pad(image, (step, step, step, step), mode="replicate")
-        image = F.conv2d(padded, kernel, groups=channels, dilation=step)
+        for axis in (-2, -1):
+            image = _blur(image, 2**level, axis)
     return image
+
+
+def _blur(image: Tensor, step: int, axis: int) -> Tensor:
+    """1/4, 1/2, 1/4 of pixels ``step`` apart along one axis."""
+    # By sums: on CPUs, a dilated convolution takes nine times the image's memory.
+    pad = (0, 0, step, step) if axis == -2 else (step, step, 0, 0)
+    padded, length = F.pad(image, pad, mode="replicate"), image.shape[axis]
+    sides = padded.narrow(axis, 0, length) + padded.narrow(axis, 2 * step, length)
+    return sides.mul_(0.25).add_(image, alpha=0.5)
 
 
 def fix_color(image: Tensor, reference: Tensor, how: str) -> Tensor:

@@ -15,6 +15,7 @@ from quantsr.metrics.operations import without_weights
 from quantsr.quant.folded import fold
 from quantsr.teachers.base import Teacher
 from quantsr.teachers.files import load_teacher
+from quantsr.teachers.one_step import OneStepTeacher
 
 
 def build_teacher(cfg: DictConfig) -> Teacher:
@@ -39,21 +40,28 @@ def build_architecture(cfg: DictConfig) -> Teacher:
         return architecture(**{key: config[key] for key in given}).freeze()
 
 
-def load_models(artefact: str | Path, teacher: str | None = None) -> tuple[Teacher, Teacher]:
+def load_models(artefact: str | Path, teacher: str | None = None, tile: int | None = None) -> tuple[Teacher, Teacher]:
     """Student and teacher of an artefact folder, a run folder, or a checkpoint in a run folder.
 
     Args:
         artefact: one of these.
         teacher: weights of the teacher; None takes the one that the artefact names. A checkpoint has its own.
+        tile: side of the tiles of large images, in output pixels; None leaves it as the models have it.
 
     Raises:
-        UserError: there is nothing of the kind, or it cannot be read.
+        UserError: there is nothing of the kind, it cannot be read, or its tiles cannot be of that size.
     """
     path = Path(artefact).expanduser()
     if path.suffix == ".ckpt":
-        return load_checkpoint_models(path)
-    student = load_student(path)
-    return student, teacher_of(read_config(path)) if teacher is None else load_teacher(teacher)
+        models = load_checkpoint_models(path)
+    else:
+        student = load_student(path)
+        models = student, teacher_of(read_config(path)) if teacher is None else load_teacher(teacher)
+    for model in models if tile is not None else ():
+        if not isinstance(model, OneStepTeacher):
+            raise UserError("tile sets the tiles of one-step image models, and this model is of another kind")
+        model.tile = tile
+    return models
 
 
 def teacher_of(config: dict[str, Any]) -> Teacher:

@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from quantsr.data.files import EXTENSIONS, read_one
 from quantsr.data.frames import FramesDataModule, sample_shapes
 from quantsr.data.pairs import PairsDataModule, match_folders
 from quantsr.data.sampling import check_batch_size
@@ -34,7 +35,7 @@ from quantsr.shapes import show_shapes
 from quantsr.teachers.base import Teacher
 from quantsr.teachers.files import fingerprint, save_teacher
 from quantsr.trainer import build_trainer, quiet
-from quantsr.upscaling import on_device, upscale
+from quantsr.upscaling import on_device, upscale, upscale_image
 
 
 def train(cfg: DictConfig) -> dict[str, Any] | None:
@@ -178,18 +179,25 @@ def report(
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Measure an artefact (or checkpoint) on a data set, or a folder of ready-made outputs against ground truth.
 
-    Or upscale a clip, of which nothing is measured.
+    Or upscale an image or a clip, of which nothing is measured.
     """
     folder = Path(cfg.run_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if cfg.input is not None:
         if cfg.artefact is None:
-            raise UserError("eval.py input=CLIP upscales by a student: give artefact=FOLDER too")
-        clip = open_frames(Path(cfg.input).expanduser())
-        student, _ = load_models(cfg.artefact, cfg.teacher)
-        video, images = upscale(student, clip, folder / "images", device)
+            raise UserError("eval.py input=FILE upscales by a student: give artefact=FOLDER too")
+        path = Path(cfg.input).expanduser()
+        is_image = path.suffix.lower() in EXTENSIONS and not path.is_dir()
+        source = read_one(path) if is_image else open_frames(path)
+        student, _ = load_models(cfg.artefact, cfg.teacher, cfg.tile)
+        if is_image:
+            output = folder / "images" / f"{path.stem}.png"
+            upscale_image(student, source, output, device)
+            print(f"image    {output}")
+            return {"images": 1}
+        video, images = upscale(student, source, folder / "images", device)
         print(f"video    {video}\nframes   {images}")
-        return {"frames": len(clip)}
+        return {"frames": len(source)}
     if (cfg.artefact is None) == (cfg.outputs is None):
         raise UserError(
             "eval.py measures either artefact=FOLDER (or a checkpoint) or outputs=FOLDER: give one of the two"
@@ -206,7 +214,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 def evaluate_artefact(cfg: DictConfig, device: str) -> Report:
     """Measure the student and the teacher of ``cfg.artefact`` on ``cfg.data``; the student's outputs are saved."""
     folder = Path(cfg.run_dir)
-    student, teacher = load_models(cfg.artefact, cfg.teacher)
+    student, teacher = load_models(cfg.artefact, cfg.teacher, cfg.tile)
     data: FramesDataModule = instantiate(cfg.data)
     if student.frames > 1:  # An image model takes clips frame by frame.
         check_frames(student, data)

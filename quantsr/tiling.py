@@ -4,7 +4,8 @@ Aggregation sampling of StableSR (arXiv 2305.07015, section 3.3), which MGLD-VSR
 stride 32 under Gaussian weights, and pixel tiles of 960 with stride 750 under uniform ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from itertools import product
 
 import torch
@@ -37,46 +38,62 @@ def tile_starts(length: int, size: int, stride: int) -> list[int]:
     return [*range(0, length - size, stride), max(length - size, 0)]
 
 
+def scattered(x: Tensor, size: int) -> Iterator[Tensor]:
+    """Tiles that cover a map ``(..., h, w)`` with as little overlap as possible, in an order from all over the map."""
+    rows, columns = (tile_starts(length, size, size) for length in x.shape[-2:])
+    places = list(product(rows, columns))
+    for number in torch.randperm(len(places), generator=torch.Generator().manual_seed(0)).tolist():
+        top, left = places[number]
+        yield x[..., top : top + size, left : left + size]
+
+
 def tiled(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], size: int, stride: int, weights: str = "gaussian"
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    size: int,
+    stride: int,
+    weights: str = "gaussian",
+    scale: Fraction | int = 1,
 ) -> Tensor:
     """``function(*inputs)`` on maps of any size, one tile after the other.
 
     Args:
-        function: takes the tiles of the inputs, each ``(..., tile_h, tile_w)``, and returns a tensor of that height
-            and width; its other axes may be others.
+        function: takes the tiles of the inputs, each ``(..., tile_h, tile_w)``, and returns a tensor of ``scale`` times
+            that height and width; its other axes may be others.
         inputs: maps ``(..., h, w)`` with the same h and w.
         size: side of a tile; along an axis that is shorter, the tile has the whole axis.
         stride: between the beginnings of neighbouring tiles, at most ``size``.
         weights: ``gaussian`` favours the middle of a tile, see :func:`gaussian`; ``uniform`` is the plain average.
+        scale: between the function's input and output; a decoder from 1/8 has 8, its encoder ``Fraction(1, 8)``. It
+            must keep sizes and starts of tiles whole, and h and w.
 
     Returns:
-        ``(..., h, w)`` in the dtype of what the function returns, summed in float32 or better. Maps no larger than a
-        tile are given to the function as they are.
+        ``(..., scale*h, scale*w)`` in the dtype of what the function returns, summed in float32 or better. Maps no
+        larger than a tile are given to the function as they are.
 
     Raises:
         UserError: a stride that leaves gaps.
-        ValueError: inputs of different sizes, unknown weights, or a function that returns another size.
+        ValueError: inputs of different sizes, unknown weights, a scale that does not divide sizes or starts, or a
+            function that returns another size.
     """
     sizes = {tuple(x.shape[-2:]) for x in inputs}
     if len(sizes) != 1:
         raise ValueError(f"inputs share one height and width, not {sorted(sizes)}")
     ((height, width),) = sizes
-    rows, columns = (_axis(length, size, stride, weights) for length in (height, width))
+    rows, columns = (_axis(length, size, stride, weights, scale) for length in (height, width))
     if len(rows) == len(columns) == 1:
         return function(*inputs)
     total = None
-    for (y, weight_y), (x, weight_x) in product(rows, columns):
-        place = (..., slice(y, y + len(weight_y)), slice(x, x + len(weight_x)))
-        tile = function(*(tensor[place] for tensor in inputs))
+    for (y, out_y, weight_y), (x, out_x, weight_x) in product(rows, columns):
+        tile = function(*(tensor[..., y, x] for tensor in inputs))
         if tile.shape[-2:] != (len(weight_y), len(weight_x)):
-            expected = f"{len(weight_x)} x {len(weight_y)}"
-            raise ValueError(f"a tile of {expected} has come back as {tile.shape[-1]} x {tile.shape[-2]}")
+            came, expected = (f"{w} x {h}" for h, w in (tile.shape[-2:], (len(weight_y), len(weight_x))))
+            raise ValueError(f"a tile of {expected} has come back as {came}")
         if total is None:
             dtype = torch.promote_types(tile.dtype, torch.float32)
-            total = tile.new_zeros((*tile.shape[:-2], height, width), dtype=dtype)
+            total = tile.new_zeros((*tile.shape[:-2], rows[-1][1].stop, columns[-1][1].stop), dtype=dtype)
         weight = torch.outer(weight_y, weight_x).to(total.dtype).to(total.device)
-        total[place] += tile * weight
+        total[..., out_y, out_x] += tile * weight
     return total.to(tile.dtype)
 
 
@@ -93,18 +110,25 @@ def gaussian(size: int) -> Tensor:
 KINDS = {"gaussian": gaussian, "uniform": lambda size: torch.ones(size, dtype=torch.float64)}
 
 
-def _axis(length: int, size: int, stride: int, kind: str) -> list[tuple[int, Tensor]]:
-    """Start and weights of every tile along one axis.
+def _axis(length: int, size: int, stride: int, kind: str, scale: Fraction | int) -> list[tuple[slice, slice, Tensor]]:
+    """Place in the input, place in the output and weights of every tile along one axis.
 
     Tiles lie on a grid and both kinds of weights are products over the axes, so that they can be normalized axis by
     axis: at every position the weights of all tiles add up to 1, and where there is one tile, its weight is exactly 1.
     """
     if kind not in KINDS:
         raise ValueError(f"weights are one of {list(KINDS)}, not {kind!r}")
-    starts = tile_starts(length, size, stride)
-    side = min(size, length)
-    weight = KINDS[kind](side)
-    total = torch.zeros(length, dtype=torch.float64)
-    for start in starts:
-        total[start : start + side] += weight
-    return [(start, weight / total[start : start + side]) for start in starts]
+    places = [slice(start, start + min(size, length)) for start in tile_starts(length, size, stride)]
+    outputs = [slice(_scaled(place.start, scale), _scaled(place.stop, scale)) for place in places]
+    weight = KINDS[kind](outputs[0].stop)
+    total = torch.zeros(outputs[-1].stop, dtype=torch.float64)
+    for output in outputs:
+        total[output] += weight
+    return [(place, output, weight / total[output]) for place, output in zip(places, outputs, strict=True)]
+
+
+def _scaled(position: int, scale: Fraction | int) -> int:
+    scaled = position * Fraction(scale)
+    if scaled.denominator != 1:
+        raise ValueError(f"tiles begin and end at multiples of {scaled.denominator} where the scale is {scale}")
+    return int(scaled)

@@ -1,13 +1,15 @@
 """Tiles cover the map, and blending them leaves no trace where the function itself does not depend on the tile."""
 
+from fractions import Fraction
 from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from quantsr.errors import UserError
-from quantsr.tiling import gaussian, tile_starts, tiled
+from quantsr.tiling import gaussian, scattered, tile_starts, tiled
 
 KINDS = ["gaussian", "uniform"]
 
@@ -139,6 +141,42 @@ class TestTiled:
     def test_a_function_that_changes_the_size_of_a_tile(self, kind):
         with pytest.raises(ValueError, match="4 x 4 has come back as 3 x 4"):
             tiled(lambda tile: tile[..., 1:], [random_map(1, 8, 8)], 4, 2, kind)
+
+
+class TestScale:
+    """Of the function's output against its input."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("height, width", [(20, 36), (16, 40), (44, 12), (8, 8)])
+    def test_pixels_become_blocks_and_blocks_pixels(self, kind, height, width):
+        x = random_map(2, 3, height, width)
+        blocks = x.repeat_interleave(4, -1).repeat_interleave(4, -2)
+        up = tiled(lambda t: F.interpolate(t, scale_factor=4), [x], 16, 12, kind, 4)
+        torch.testing.assert_close(up, blocks, rtol=1e-6, atol=1e-6)
+        down = tiled(lambda t: F.avg_pool2d(t, 4), [blocks], 64, 48, kind, Fraction(1, 4))
+        torch.testing.assert_close(down, x, rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("size, stride, length", [(16, 10, 32), (16, 12, 31), (18, 12, 32)])
+    def test_starts_and_ends_that_do_not_divide(self, size, stride, length):
+        with pytest.raises(ValueError, match=r"multiples of [24] where the scale is 1/4"):
+            tiled(lambda t: F.avg_pool2d(t, 4), [random_map(1, 32, length)], size, stride, "gaussian", Fraction(1, 4))
+
+    def test_a_function_of_another_scale(self):
+        with pytest.raises(ValueError, match="a tile of 32 x 32 has come back as 16 x 16"):
+            tiled(lambda tile: tile, [random_map(1, 20, 20)], 16, 8, "gaussian", 2)
+
+
+class TestScattered:
+    @pytest.mark.parametrize("height, width", [(20, 33), (16, 48), (9, 41)])
+    def test_all_of_the_map(self, height, width):
+        positions = torch.arange(height * width).view(1, height, width)
+        tiles = list(scattered(positions, 16))
+        assert len(tiles) == len(tile_starts(height, 16, 16)) * len(tile_starts(width, 16, 16))
+        assert {int(p) for tile in tiles for p in tile.flatten()} == set(range(height * width))
+
+    def test_the_same_order_every_time_that_is_not_the_rows(self):
+        firsts = [[int(t[0, 0]) for t in scattered(torch.arange(64 * 64).view(64, 64), 8)] for _ in range(2)]
+        assert firsts[0] == firsts[1] != sorted(firsts[0])
 
 
 def test_gaussian_changes_more_smoothly_than_uniform():

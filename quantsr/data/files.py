@@ -89,6 +89,20 @@ def read_usable(path: Path, minimum: int = 1) -> Tensor:
     return image
 
 
+def read_one(path: Path) -> Tensor:
+    """`read_image` of a file that cannot be left out.
+
+    Raises:
+        UserError: if it is missing or broken.
+    """
+    if not path.is_file():
+        raise UserError(f"No image file at {path.absolute()}.")
+    try:
+        return read_usable(path)
+    except Unusable as reason:
+        raise UserError(f"The image {path.absolute()} is {reason}.") from reason
+
+
 def image_size(path: Path, checksums: bool = False) -> tuple[int, int]:
     """(height, width) as `read_image` gives them, from the header, without decoding.
 

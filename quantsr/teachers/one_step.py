@@ -3,9 +3,16 @@
     z_L = s * E(up(lq))    eps = UNet(z_L, t, c)    z_H = (z_L - sqrt(1 - abar_t) eps) / sqrt(abar_t)    sr = D(z_H / s)
 
 with one constant prompt embedding c. The VAE and the UNet are diffusers' own classes at any size.
+
+Images larger than a tile go through encoder, UNet and decoder in overlapping tiles under Gaussian weights: memory then
+grows by no more than a few copies of the image. OSEDiff does so with the latent, in tiles of 64 that overlap by 32,
+which are the default here with Stable Diffusion's VAE, and takes larger tiles for the VAE (1024 image pixels, 224
+latent pixels). Our choice: tiles of one size for all three, as the VAE's features are by far the largest, and group
+norms with the statistics of the whole image, see :mod:`quantsr.normalization`.
 """
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -14,9 +21,14 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from quantsr.color import COLOR_FIXES, fix_color
+from quantsr.errors import UserError
+from quantsr.normalization import by_tiles
 from quantsr.teachers.base import Noisy, Teacher, dtype_of
+from quantsr.tiling import tile_starts
 
 STABLE_DIFFUSION_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+DENOISER_STRIDE, VAE_STRIDE = Fraction(1, 2), Fraction(3, 4)
+"""As parts of a tile. The VAE's is our choice: its tiles overlap by a quarter."""
 
 
 class OneStepTeacher(Teacher):
@@ -32,10 +44,17 @@ class OneStepTeacher(Teacher):
         color_fix: correction of the output's colours against the input: ``none``, ``adain`` or ``wavelet``.
         scale: upscaling factor.
         dtype: of the weights: ``float32``, ``bfloat16`` or ``float16``.
+        tile: side in output pixels of the tiles that larger images go through in, a multiple of :attr:`size_multiple`.
+            Smaller tiles take less memory and more time. It can be set later (``teacher.tile = 256``).
+
+            A quantized student sees its input by the tile, too: static ranges and learned ones are as they are, dynamic
+            ones are those of a tile (per tensor) or of a token in it. Attention in the middle of the VAE, whose scale
+            for the keys has a length (:class:`quantsr.quant.attention.PairScale`), meets tiles of one size however
+            large the image is, if no side is shorter than a tile: calibrated on crops of that size it is not resampled.
 
     Raises:
         ValueError: a timestep that the schedule does not have, or an unknown colour correction.
-        UserError: another dtype.
+        UserError: another dtype, or a tile of another size.
     """
 
     kind = "one_step"
@@ -50,6 +69,7 @@ class OneStepTeacher(Teacher):
         color_fix: str = "adain",
         scale: int = 4,
         dtype: str = "float32",
+        tile: int = 512,
     ):
         super().__init__()
         if color_fix not in COLOR_FIXES:
@@ -67,7 +87,7 @@ class OneStepTeacher(Teacher):
         }
         self.vae = AutoencoderKL(**vae)
         self.unet = UNet2DConditionModel(**unet)
-        self.color_fix, self.scale = color_fix, scale
+        self.color_fix, self.scale, self.tile = color_fix, scale, tile
         with torch.device("cpu"):  # Values are needed, also where weights are not.
             self.abars: list[float] = DDPMScheduler(**schedule).alphas_cumprod.tolist()
         self.retime(timestep)
@@ -97,9 +117,46 @@ class OneStepTeacher(Teacher):
         """Image sizes are padded to a multiple of this: the VAE's factor times the UNet's own downsampling."""
         return self.latent_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
+    @property
+    def tile(self) -> int:
+        """Side of the tiles of larger images, in output pixels."""
+        return self.config["tile"]
+
+    @tile.setter
+    def tile(self, side: int) -> None:
+        if side < 1 or side % self.size_multiple:
+            raise UserError(f"tile takes a multiple of {self.size_multiple} output pixels, not {side}")
+        self.config["tile"] = side
+
+    def tiles(self, height: int, width: int) -> int:
+        """How many tiles an output of that size takes, in all networks together."""
+        size = self._latent_tile
+        sides = [-(-side // self.size_multiple) * self.size_multiple // self.latent_factor for side in (height, width)]
+
+        def count(stride: int) -> int:
+            return math.prod(len(tile_starts(side, size, stride)) for side in sides)
+
+        if max(sides) <= size:
+            return len(self.networks)
+        strides = [self._stride(part) for part in (VAE_STRIDE, DENOISER_STRIDE, VAE_STRIDE)]
+        return sum(count(size) + count(stride) for stride in strides)
+
+    @property
+    def networks(self) -> tuple[torch.nn.Module, ...]:
+        """What tiles go through, one after the other."""
+        return self.vae.encoder, self.unet, self.vae.decoder
+
+    @property
+    def _latent_tile(self) -> int:
+        return self.tile // self.latent_factor
+
+    def _stride(self, part: Fraction) -> int:
+        """A part of a tile, in latent pixels."""
+        return max(int(part * self._latent_tile), 1)
+
     def upscale(self, lq: Tensor) -> Tensor:
         """Bicubic upscaling, ``(b, 3, h, w)`` to ``(b, 3, scale*h, scale*w)``, in [0, 1]."""
-        return F.interpolate(lq, scale_factor=self.scale, mode="bicubic", align_corners=False).clamp(0, 1)
+        return F.interpolate(lq, scale_factor=self.scale, mode="bicubic", align_corners=False).clamp_(0, 1)
 
     def embed(self, image: Tensor) -> Tensor:
         """An image in [0, 1] of any size to its latent: reflect-padded to ``size_multiple``, posterior mean, scaled.
@@ -111,23 +168,35 @@ class OneStepTeacher(Teacher):
         if any(pad):
             mode = "reflect" if pad[0] < width and pad[1] < height else "replicate"
             image = F.pad(image, (0, pad[0], 0, pad[1]), mode=mode)
-        posterior = self.vae.encode((image * 2 - 1).to(self.dtype)).latent_dist
-        return posterior.mode().to(image.dtype) * self.vae.config.scaling_factor
+
+        def encode(tile: Tensor) -> Tensor:
+            return self.vae.encode((tile * 2 - 1).to(self.dtype)).latent_dist.mode().to(tile.dtype)
+
+        factor = self.latent_factor
+        sizes = self.tile, factor * self._stride(VAE_STRIDE)
+        return by_tiles(self.vae.encoder, encode, image, *sizes, Fraction(1, factor)) * self.vae.config.scaling_factor
 
     def encode(self, lq: Tensor) -> Tensor:
         return self.embed(self.upscale(lq))
 
     def denoise(self, latent: Tensor, noisy: Noisy | None = None) -> Tensor:
         context = self.prompt_embedding.expand(latent.shape[0], -1, -1)
-        x = latent.to(self.dtype)
-        return self.unet(x, self.timestep, encoder_hidden_states=context, return_dict=False)[0].to(latent.dtype)
+
+        def predict(tile: Tensor) -> Tensor:
+            x = tile.to(self.dtype)
+            return self.unet(x, self.timestep, encoder_hidden_states=context, return_dict=False)[0].to(tile.dtype)
+
+        return by_tiles(self.unet, predict, latent, self._latent_tile, self._stride(DENOISER_STRIDE))
 
     def clean(self, latent: Tensor, epsilon: Tensor, noisy: Noisy | None = None) -> Tensor:
         return (latent - self.noise * epsilon) / self.signal
 
     def decode(self, latent: Tensor, lq: Tensor) -> Tensor:
-        x = (latent / self.vae.config.scaling_factor).to(self.dtype)
-        return self.vae.decode(x, return_dict=False)[0].to(latent.dtype) / 2 + 0.5
+        def decode(tile: Tensor) -> Tensor:
+            return self.vae.decode(tile.to(self.dtype), return_dict=False)[0].to(tile.dtype) / 2 + 0.5
+
+        latent, sizes = latent / self.vae.config.scaling_factor, (self._latent_tile, self._stride(VAE_STRIDE))
+        return by_tiles(self.vae.decoder, decode, latent, *sizes, self.latent_factor)
 
     def render(self, latent: Tensor, lq: Tensor) -> Tensor:
         """z_H to the output image: decoded, cut to ``scale`` times the size of ``lq``, colours corrected."""

@@ -5,10 +5,17 @@ import json
 import shutil
 
 import pytest
+import torch
 from PIL import Image
 
+import quantsr
+from quantsr.data.degradations import to_float
+from quantsr.data.files import read_image
 from quantsr.data.layouts import DATA_SETS, Layout
+from quantsr.evaluation import as_saved
+from tests.conftest import picture
 from tests.data.folders import make
+from tests.end_to_end.test_bad_input import assert_refused
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +163,42 @@ class TestMetricsByName:
         assert result.code == 0, result.err
         assert measured(tmp_path)["outputs"]["niqe"] == pytest.approx(5.1746, abs=0.001)
         assert "5.17" in result.out and result.err == ""
+
+
+class TestUpscale:
+    """A single image: ``input=FILE``."""
+
+    @pytest.fixture
+    def photo(self, tmp_path):
+        """26 x 14 pixels, half transparent, with a note to turn it by a quarter."""
+        path, exif = tmp_path / "some photo.webp", Image.Exif()
+        exif[0x0112] = 6
+        image = picture(0, side=32).crop((0, 0, 26, 14)).convert("RGBA")
+        image.putalpha(128)
+        image.save(path, lossless=True, exact=True, exif=exif)
+        return path
+
+    @pytest.mark.parametrize("tile", [None, 32])
+    def test_image(self, run, trained, photo, tmp_path, tile):
+        options = [] if tile is None else [f"tile={tile}"]
+        out = tmp_path / "out"
+        result = run("eval.py", f"artefact={trained[0]}", f"input='{photo}'", *options, f"hydra.run.dir={out}")
+        assert result.code == 0, result.err
+        assert str(out / "images" / "some photo.png") in result.out
+        saved = to_float(read_image(out / "images" / "some photo.png"))
+        student = quantsr.load(trained[0])
+        student.tile = tile or student.tile
+        with torch.no_grad():
+            expected = student(to_float(read_image(photo))[None])[0]
+        assert saved.shape == (3, 4 * 26, 4 * 14)
+        torch.testing.assert_close(saved, as_saved(expected), atol=1.01 / 255, rtol=0)
+
+    def test_bad_input(self, run, trained, photo, tmp_path):
+        broken = tmp_path / "broken.png"
+        broken.write_bytes(b"no image")
+        options = [f"artefact={trained[0]}", f"hydra.run.dir={tmp_path / 'out'}"]
+        assert_refused(run("eval.py", *options, f"input={broken}"), str(broken), "not readable")
+        assert_refused(run("eval.py", *options, "input=/nowhere.png"), "No image file at /nowhere.png")
+        refused = run("eval.py", *options, f"input='{photo}'", "tile=30")
+        assert_refused(refused, "tile takes a multiple of 4 output pixels, not 30")
+        assert_refused(run("eval.py", *options, f"input='{photo}'", "tile=x"), "tile takes a whole number or null")
