@@ -9,7 +9,6 @@ from pathlib import Path
 
 from quantsr.deploy.released.passionsr import PassionSRFile, is_passionsr
 from quantsr.deploy.released.quantvsr import QuantVSRFile, is_quantvsr
-from quantsr.deploy.released.reading import read
 from quantsr.errors import UserError
 from quantsr.quant.attention import QuantizedAttention
 from quantsr.quant.folded import FoldedLayer
@@ -17,6 +16,7 @@ from quantsr.quant.prepare import Swap, is_attention
 from quantsr.quant.spec import Bits
 from quantsr.teachers.base import Teacher
 from quantsr.teachers.files import load_teacher
+from quantsr.teachers.weight_files import existing_file, read
 
 
 def import_checkpoint(
@@ -54,6 +54,7 @@ def import_checkpoint(
 
 
 def _file(path: str | Path, teacher: Teacher) -> PassionSRFile | QuantVSRFile:
+    path = existing_file(path, "give the path of what PassionSR's or QuantVSR's authors released")
     content = read(path)
     if is_passionsr(content):
         return PassionSRFile(path, content, teacher)

@@ -32,8 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantsr.deploy.released.fit import check
 from quantsr.deploy.released.names import diffusers_names
-from quantsr.deploy.released.reading import check
 from quantsr.errors import UserError
 from quantsr.quant.affine import fake_quantize, qparams
 from quantsr.quant.folded import FoldedLayer
@@ -56,7 +56,9 @@ Entries = dict[str, Tensor]
 
 def is_passionsr(content: Any) -> bool:
     """Whether a file's content is one of these state dicts."""
-    return isinstance(content, dict) and any(str(name).endswith(".scale_factor") for name in content)
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        return False
+    return any(str(name).endswith(".scale_factor") for name in content)
 
 
 class PassionSRFile:
@@ -74,7 +76,7 @@ class PassionSRFile:
         UserError: the teacher is no image teacher.
     """
 
-    def __init__(self, path: str | Path, content: dict[str, Tensor], teacher: Teacher):
+    def __init__(self, path: Path, content: dict[str, Tensor], teacher: Teacher):
         if not isinstance(teacher, OneStepTeacher):
             raise UserError(f"{path} is a PassionSR student, which goes with an image teacher, not {teacher.kind}")
         self.path = path

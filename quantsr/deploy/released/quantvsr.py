@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantsr.deploy.released.reading import Shapes, check
+from quantsr.deploy.released.fit import Shapes, check
 from quantsr.errors import UserError
 from quantsr.quant.folded import FoldedLayer
 from quantsr.quant.operation import Operation
@@ -57,7 +57,7 @@ class QuantVSRFile:
 
     part = "unet"
 
-    def __init__(self, path: str | Path, content: dict[str, Entries], teacher: Teacher):
+    def __init__(self, path: Path, content: dict[str, Entries], teacher: Teacher):
         if not isinstance(teacher, MGLDVSRTeacher):
             raise UserError(f"{path} is a QuantVSR student, which goes with an MGLD-VSR teacher, not {teacher.kind}")
         self.path, self.content, self.network = path, content, teacher.unet

@@ -1,5 +1,6 @@
 """PassionSR's files: the imported layers compute what the authors' layers compute, slips included."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,6 @@ import torch
 from torch import Tensor
 
 import quantsr
-from benchmarks.cost import STABLE_DIFFUSION
 from quantsr.deploy.artefact import load_student, read_config, save_student
 from quantsr.deploy.released import swaps_of
 from quantsr.deploy.released.passionsr import PassionSRFile, layer_of
@@ -18,6 +18,7 @@ from quantsr.quant.folded import FoldedLayer
 from quantsr.quant.prepare import is_layer
 from quantsr.quant.spec import Bits
 from quantsr.teachers.one_step import OneStepTeacher
+from quantsr.teachers.osediff import STABLE_DIFFUSION
 from tests.conftest import micro_video_teacher
 from tests.deploy.released.originals import (
     MICRO_UNET,
@@ -255,7 +256,7 @@ class TestErrors:
 
     def test_code_in_the_file_does_not_run(self, teacher, tmp_path):
         torch.save({"a.scale_factor": pytest.raises}, tmp_path / "code.pth")
-        with pytest.raises(UserError, match=r"code\.pth is not a readable file"):
+        with pytest.raises(UserError, match=r"code\.pth holds neither"):
             quantsr.import_checkpoint(tmp_path / "code.pth", teacher, "w8a8")
 
     def test_something_else(self, teacher, tmp_path):
@@ -272,22 +273,22 @@ class TestErrors:
         with pytest.raises(UserError) as caught:
             quantsr.import_checkpoint(changed(files[0], change), teacher, "w8a8")
         _, missing, unexpected, other = str(caught.value).splitlines()
-        assert missing.strip() == "1 missing: time_embed.0.offset"
-        assert unexpected.strip() == "1 unexpected: out.2.delta"
-        assert other.strip() == "1 of another shape: out.2.offset (1, 3, 1, 1) instead of (8,)"
+        assert missing.split() == ["missing", "1", "time_embed.0.offset"]
+        assert unexpected.split() == ["unexpected", "1", "out.2.delta"]
+        assert re.fullmatch(r" +wrong shape +1 +out\.2\.offset \(1, 3, 1, 1\) instead of \(8,\)", other)
 
     def test_a_module_that_the_file_has_not(self, teacher, files):
         def change(content):
             for key in [key for key in content if ".middle_block.0.in_layers.2." in key]:
                 del content[key]
 
-        with pytest.raises(UserError, match=r"12 missing: mid_block\.resnets\.0\.conv1\.scale_factor"):
+        with pytest.raises(UserError, match=r"missing +12 +mid_block\.resnets\.0\.conv1\.scale_factor"):
             quantsr.import_checkpoint(changed(files[0], change), teacher, "w8a8")
 
     def test_attention_that_never_saw_data(self, teacher, files):
         key = "model.model.middle_block.1.transformer_blocks.0.attn1.scale_factor_qk"
         changed(files[0], lambda content: content.update({key: torch.ones(1)}))
-        with pytest.raises(UserError, match=r"1 of another shape: .*scale_factor_qk \(1,\) instead of \(8,\)"):
+        with pytest.raises(UserError, match=r"wrong shape +1 +.*scale_factor_qk \(1,\) instead of \(8,\)"):
             quantsr.import_checkpoint(files, teacher, "w8a8")
 
     def test_a_part_twice(self, teacher, files):

@@ -134,11 +134,10 @@ class TestErrors:
         with pytest.raises(UserError) as caught:
             quantsr.import_checkpoint(changed(file, change), video_teacher, "w4a4")
         _, missing, unexpected, other = str(caught.value).splitlines()
-        assert missing.strip().startswith("10 missing: model.time_embed.2.wq.x_min, ")
-        assert unexpected.strip() == "1 unexpected: model.out.2.lba.lba"
-        assert other.strip().startswith(
-            "1 of another shape: model.input_blocks.1.0.in_layers.2.rot.rot_mat (0,) instead of"
-        )
+        assert missing.split()[:3] == ["missing", "10", "model.time_embed.2.wq.x_min,"]
+        assert unexpected.split() == ["unexpected", "1", "model.out.2.lba.lba"]
+        name = "model.input_blocks.1.0.in_layers.2.rot.rot_mat"
+        assert other.split()[:7] == ["wrong", "shape", "1", name, "(0,)", "instead", "of"]
 
     def test_image_teacher(self, teacher, file):
         with pytest.raises(UserError, match="a QuantVSR student, which goes with an MGLD-VSR teacher, not one_step"):
