@@ -24,6 +24,7 @@ from quantsr.color import COLOR_FIXES, fix_color
 from quantsr.errors import UserError
 from quantsr.normalization import by_tiles
 from quantsr.teachers.base import Noisy, Teacher, dtype_of
+from quantsr.teachers.blocks import blocks_of, concatenations
 from quantsr.tiling import tile_starts
 
 STABLE_DIFFUSION_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -241,34 +242,7 @@ class OneStepTeacher(Teacher):
         }
 
     def concatenations(self) -> dict[str, int]:
-        found, channels = {}, self.unet.config.block_out_channels[-1]
-        for i, stage in enumerate(self.unet.up_blocks):
-            for j, resnet in enumerate(stage.resnets):
-                for layer in ("conv1", "conv_shortcut"):
-                    if getattr(resnet, layer) is not None:
-                        found[f"unet.up_blocks.{i}.resnets.{j}.{layer}"] = channels
-                channels = resnet.out_channels
-        return found
+        return {f"unet.{name}": channels for name, channels in concatenations(self.unet).items()}
 
     def _blocks_of(self, network: str) -> list[str]:
-        """Blocks of the UNet, or of the VAE's encoder or decoder: whichever stages it has, between its convolutions."""
-        owner = self.get_submodule(network)
-        down = [f"down_blocks.{i}" for i in range(len(getattr(owner, "down_blocks", ())))]
-        up = [f"up_blocks.{i}" for i in range(len(getattr(owner, "up_blocks", ())))]
-        stages = [*down, "mid_block", *up]
-        inner = [f"{stage}.{name}" for stage in stages for name in _in_order(owner.get_submodule(stage))]
-        return [f"{network}.{name}" for name in ("conv_in", *inner, "conv_out")]
-
-
-def _in_order(stage: torch.nn.Module) -> list[str]:
-    """Blocks of one stage as they run: residual, attention, residual, ..., sampler."""
-    resnets = [f"resnets.{i}" for i in range(len(stage.resnets))]
-    attentions = [f"attentions.{i}" for i in range(len(getattr(stage, "attentions", None) or []))]
-    # A middle block starts with a residual block of its own before the first (attention, residual) pair.
-    first, rest = ([], resnets) if len(resnets) == len(attentions) or not attentions else (resnets[:1], resnets[1:])
-    pairs = zip(attentions, rest, strict=True) if first else zip(rest, attentions, strict=False)
-    names = first + [name for pair in pairs for name in pair] if attentions else resnets
-    for sampler in ("downsamplers", "upsamplers"):
-        if getattr(stage, sampler, None):
-            names.append(f"{sampler}.0")
-    return names
+        return [f"{network}.{name}" for name in blocks_of(self.get_submodule(network))]
