@@ -170,7 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", choices=DATA_SETS, metavar="NAME", help=", ".join(DATA_SETS))
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder that has the data set")
     options = parser.parse_args(arguments)
-    logging.getLogger("quantsr.data").setLevel(logging.ERROR)  # The table names what is left out.
+    log = logging.getLogger("quantsr.data")
+    level = log.level
+    log.setLevel(logging.ERROR)  # The table names what is left out.
     try:
         contents = check(options.name, options.folder)
         print_contents(contents)
@@ -179,6 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    finally:
+        log.setLevel(level)
     return 0
 
 

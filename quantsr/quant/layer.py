@@ -82,8 +82,8 @@ class QuantizedLayer(nn.Module):
         return x
 
     def merged_weight(self) -> Tensor:
-        """W + F1 F2: what the layer stands for, without transforms and quantization; in float32."""
-        weight = self.weight.float()
+        """W + F1 F2: what the layer stands for, without transforms and quantization; in float32 or better."""
+        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         return weight if self.update is None else self.update(weight)
 
     def residual_weight(self) -> Tensor:

@@ -28,7 +28,8 @@ def data(image_folder, benchmark_folder):
 def test_samples_are_those_of_either(data):
     data.setup("fit")
     assert len(data.calibration()) == 8
-    assert {sample["name"] for sample in data.validation()} == {"held_out_0", "held_out_1"}
+    validation = data.validation()
+    assert {validation[i]["name"] for i in range(len(validation))} == {"held_out_0", "held_out_1"}
 
 
 def test_batches_are_those_of_the_calibration_set(data):

@@ -11,8 +11,8 @@ from quantsr.quant.spec import Bits
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_gradients_add_up_to_those_of_the_whole_batch(build, fit, size):
-    method = build(parts=["denoiser"], observation_steps=1, steps=1)
+def test_gradients_add_up_to_those_of_the_whole_batch(build_method, fit, size):
+    method = build_method(parts=["denoiser"], observation_steps=1, steps=1)
     fit(method, batch_size=4)
     stage, batch = method.plan[-1], {"lq": torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
     method._enter(stage)
@@ -29,8 +29,8 @@ def test_gradients_add_up_to_those_of_the_whole_batch(build, fit, size):
     torch.testing.assert_close(gradients(size), whole, rtol=1e-3, atol=1e-4 * whole.abs().max().item())
 
 
-def test_pieces_go_through_the_model_one_after_the_other(build, fit):
-    method, sizes = build(parts=["denoiser"], observation_steps=1, steps=2), []
+def test_pieces_go_through_the_model_one_after_the_other(build_method, fit):
+    method, sizes = build_method(parts=["denoiser"], observation_steps=1, steps=2), []
     method.split_batches(1)
     entrance = method.student.get_submodule(method.teacher.entrance)
     entrance.register_forward_pre_hook(
@@ -49,15 +49,15 @@ def test_pieces_carry_their_share():
     assert torch.equal(torch.cat([piece["lq"] for piece, _ in found]), batch["lq"])
 
 
-def test_observation_has_batches_of_its_own(build):
-    method = build(observation_steps=2, observation_batch=4, steps=1)
+def test_observation_has_batches_of_its_own(build_method):
+    method = build_method(observation_steps=2, observation_batch=4, steps=1)
     assert method.first_batches == [(2, 4), (2, 4)]
-    assert build(observation_steps=2).first_batches == []
+    assert build_method(observation_steps=2).first_batches == []
 
 
-def test_no_samples_are_refused(build):
+def test_no_samples_are_refused(build_method):
     with pytest.raises(UserError, match="micro_batch must be at least 1, not 0"):
-        build().split_batches(0)
+        build_method().split_batches(0)
 
 
 def test_qdiffusion_refuses(teacher):

@@ -64,7 +64,7 @@ class StructureEncoder(nn.Module):
             latent: of the low-quality frames, ``(n, c, h, w)``.
             timesteps: ``(n,)``, 0 to 999.
         """
-        conditions = Conditions(self.time_embed(timesteps))
+        conditions = Conditions(self.time_embed(timesteps, latent.dtype))
         x = self.input_blocks[0][0](latent)
         found = []
         for stage in self.input_blocks[1:]:

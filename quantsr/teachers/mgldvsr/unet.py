@@ -24,7 +24,7 @@ from quantsr.teachers.mgldvsr.layers import (
 
 
 class TimestepEmbedding(nn.Sequential):
-    """Timesteps ``(n,)`` to embeddings ``(n, 4 * channels)``: sinusoids and two linear layers.
+    """Timesteps ``(n,)`` to embeddings ``(n, 4 * channels)`` of a type: sinusoids and two linear layers.
 
     Args:
         channels: number of sinusoids.
@@ -34,9 +34,9 @@ class TimestepEmbedding(nn.Sequential):
         super().__init__(nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels))
         self.channels = channels
 
-    def forward(self, timesteps: Tensor) -> Tensor:
+    def forward(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
         waves = get_timestep_embedding(timesteps, self.channels, flip_sin_to_cos=True, downscale_freq_shift=0)
-        return super().forward(waves.to(self[2].weight.dtype))
+        return super().forward(waves.to(dtype))
 
 
 class VideoUNet(nn.Module):
@@ -120,7 +120,7 @@ class VideoUNet(nn.Module):
             prompt: ``(b*t, tokens, prompt_channels)``.
             structure: the structure encoder's features, finest first.
         """
-        conditions = Conditions(self.time_embed(timesteps), prompt, tuple(structure), self.frames)
+        conditions = Conditions(self.time_embed(timesteps, x.dtype), prompt, tuple(structure), self.frames)
         x = self.input_blocks[0][0](x)
         skipped = [x]
         for stage in self.input_blocks[1:]:

@@ -140,7 +140,7 @@ def test_every_parameter_learns():
 
 
 def test_timestep_embedding_tells_timesteps_apart():
-    embedding = TimestepEmbedding(32)(torch.tensor([0, 1, 500, 999]))
+    embedding = TimestepEmbedding(32)(torch.tensor([0, 1, 500, 999]), torch.float32)
     assert embedding.shape == (4, 128)
     assert (torch.pdist(embedding) > 1e-3).all()
 
