@@ -172,5 +172,5 @@ def test_without_shared_statistics_there_would_be_one(monkeypatch):
         whole = teacher(lq)
         teacher.tile = 128
         difference = (teacher(lq) - whole)[..., 16:-16, 16:-16].abs()
-    assert -10 * math.log10(difference.square().mean()) < 40
+    assert -10 * math.log10(difference.square().mean()) < 45  # Seen: 41 dB, and 56 dB with shared statistics.
     assert difference.max() > BOUNDS["photo"][1] and difference.mean() > BOUNDS["photo"][2]
