@@ -77,7 +77,7 @@ class Case:
         bits: of weights and activations.
         dtype: of the teacher, ``float32`` or ``bfloat16``; calibration in bfloat16 runs under autocast.
         side: of the low-quality input, which is a quarter of the output's.
-        steps: timed steps of every stage, after one that is not.
+        steps: timed steps of every stage, on a GPU after one that is not.
         gradient_checkpointing: compute activations again in the backward pass.
         shared: teacher and student hold the same weights in memory, as they do in quantsr.
         small: tiny networks.
@@ -99,6 +99,12 @@ class Case:
         used = {"gradient checkpointing": self.gradient_checkpointing, "weights of their own": not self.shared}
         return ", ".join(name for name, is_used in used.items() if is_used)
 
+    @property
+    def warm_up(self) -> int:
+        """Steps of a stage that are not timed. A GPU's first allocates and chooses kernels; a CPU's is like the rest,
+        and takes minutes at full size."""
+        return 1 if torch.cuda.is_available() else 0
+
     def build_teacher(self) -> Teacher:
         """Random weights."""
         config = SMALL[self.teacher] if self.small else {}
@@ -114,16 +120,16 @@ class Case:
             method._teacher = (deepcopy(teacher),)
         if self.gradient_checkpointing:
             method.checkpoint_gradients()
-        method._stages = chosen(method.plan, self.steps)
+        method._stages = chosen(method.plan, self.warm_up + self.steps)
         return method
 
 
 def chosen(plan: list[Stage], steps: int) -> list[Stage]:
-    """Of QArtSR's modules the first stage and the last, else all; ``steps`` + 1 steps each, 1 where nothing trains."""
+    """Of QArtSR's modules the first stage and the last, else all; ``steps`` steps each, 1 where nothing trains."""
     modules = [stage for stage in plan if stage.name.startswith("module ")]
     kept = [stage for stage in plan if stage not in modules[1:-1]]
     for stage in kept:
-        stage.steps = steps + 1 if stage.parameters else 1
+        stage.steps = steps if stage.parameters else 1
     return kept
 
 

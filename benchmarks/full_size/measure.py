@@ -1,6 +1,7 @@
 """One case, measured in this process: seconds and peak memory of every stage and of inference."""
 
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,6 +36,10 @@ class Row:
     seconds: float
     gib: float
 
+    def __str__(self) -> str:
+        options = f" ({self.options})" if self.options else ""
+        return f"{self.what}{options}: {self.seconds:.2f} s, {self.gib:.2f} GiB"
+
 
 class Watch:
     """Peak memory and seconds."""
@@ -64,10 +69,15 @@ class Watch:
 
 
 class StageWatch(Callback):
-    """Takes time and memory of every stage of a fit."""
+    """Takes time and memory of every stage of a fit, and shows them as far as they are known after every step.
 
-    def __init__(self, options: str):
-        self.watch, self.options = Watch(), options
+    Args:
+        options: of memory, in words.
+        warm_up: steps of a stage that are not timed.
+    """
+
+    def __init__(self, options: str, warm_up: int):
+        self.watch, self.options, self.warm_up = Watch(), options, warm_up
         self.rows: list[Row] = []
         self._stage, self._seconds = "", [0.0]
 
@@ -79,11 +89,17 @@ class StageWatch(Callback):
 
     def on_train_batch_end(self, *args: object) -> None:
         self._seconds.append(self.watch.now() - self._start)
-        timed = self._seconds[1:] or self._seconds  # The first allocates.
+        timed = self._seconds[self.warm_up :] or self._seconds  # Stages that only observe have one step.
         row = Row(self._stage, self.options, statistics.median(timed), self.watch.peak())
         if self.rows and self.rows[-1].what == self._stage:
             self.rows.pop()
         self.rows.append(row)
+        show(f"{row}, step {len(self._seconds)}")
+
+
+def show(line: object) -> None:
+    """Say what is known already: a step at full size takes minutes on a CPU."""
+    print(line, file=sys.stderr, flush=True)
 
 
 class OneInput(LightningDataModule):
@@ -112,7 +128,7 @@ def measure(case: Case, threads: int) -> list[Row]:
     if case.method is None:
         return list(inference(f"teacher ({case.dtype})", teacher, lq, case))
     method = case.build_method(teacher)
-    watch = StageWatch(case.options)
+    watch = StageWatch(case.options, case.warm_up)
     trainer = Trainer(
         accelerator="auto",
         devices=1,
@@ -132,7 +148,10 @@ def measure(case: Case, threads: int) -> list[Row]:
 
 
 def inference(name: str, model: Callable[[Tensor], Tensor], lq: Tensor, case: Case) -> Iterator[Row]:
-    """The rows of running a model on one input, and nothing else."""
+    """The rows of running a model on one input, and nothing else.
+
+    The first run is not timed, on a CPU either: a student makes its weights of its codes there.
+    """
     watch = Watch()
     device = "cuda" if watch.on_gpu else "cpu"
     model, lq = model.to(device), lq[None].to(device)
@@ -145,4 +164,6 @@ def inference(name: str, model: Callable[[Tensor], Tensor], lq: Tensor, case: Ca
             output = model(lq)
             seconds.append(watch.now() - start)
     size = f"{output.shape[-1]}x{output.shape[-2]}"
-    yield Row(f"{name}, one output of {size}", case.options, statistics.median(seconds), watch.peak())
+    row = Row(f"{name}, one output of {size}", case.options, statistics.median(seconds), watch.peak())
+    show(row)
+    yield row

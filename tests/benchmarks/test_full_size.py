@@ -1,5 +1,6 @@
 """The full-size benchmark runs and says what it found; how fast, no test says."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -21,6 +22,37 @@ def test_the_video_teacher_alone():
     assert found.returncode == 0, found.stderr
     row = r"\| teacher \(float32\), one output of 64x64 \|  \| \d+\.\d\d \| \d+\.\d\d \|"
     assert re.search(f"^{row}$", found.stdout, re.MULTILINE), found.stdout
+
+
+def test_chosen_cases_are_shown_as_soon_as_they_are_measured(tmp_path):
+    found = run("--method", "passionsr", "--cases", "plain", "--json", str(tmp_path / "rows.json"))
+    assert found.returncode == 0, found.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    shown = [line.partition(": ")[0] for line in found.stderr.splitlines()]
+    assert shown == [row["what"] for row in rows] and len(rows) == 9  # Eight stages, and the student runs.
+    assert len(found.stdout.splitlines()) == 1 + 2 + len(rows)  # The table in the end.
+
+
+def test_a_run_that_stops_keeps_the_cases_that_are_over(tmp_path, monkeypatch):
+    """The second case fails."""
+    monkeypatch.syspath_prepend(str(SCRIPT))
+    spec = importlib.util.spec_from_file_location("full_size", SCRIPT / "__main__.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    row = script.Row("ranges", "", 1.0, 2.0)
+
+    def fails(case, threads):
+        if case.gradient_checkpointing:
+            raise KeyboardInterrupt
+        return [row]
+
+    monkeypatch.setattr(script, "run", fails)
+    file = tmp_path / "rows.json"
+    options = ["--method", "passionsr", "--cases", "plain", "checkpointing", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["full_size", *options])
+    with pytest.raises(KeyboardInterrupt):
+        script.main()
+    assert [found["what"] for found in json.loads(file.read_text())] == ["ranges"]
 
 
 @pytest.mark.slow
