@@ -30,13 +30,15 @@ def by_tiles(
     """``function(x)``, which runs ``network``, in tiles where ``x`` is larger than one; else as it is.
 
     Args:
-        network: whose group norms are to see the whole of ``x``.
+        network: whose group norms are to see the whole of ``x``. One that is no torch module brings what measures and
+            applies statistics: ``network.shared_statistics()``.
         function, size, stride, scale: as :func:`quantsr.tiling.tiled` takes them; blended under Gaussian weights.
         x: ``(b, c, h, w)``.
     """
     if max(x.shape[-2:]) <= size:
         return function(x)
-    statistics = SharedStatistics(network)
+    own = getattr(network, "shared_statistics", None)
+    statistics = SharedStatistics(network) if own is None else own()
     with torch.no_grad(), statistics.measured():
         for tile in scattered(x, size):
             function(tile)

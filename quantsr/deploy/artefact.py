@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -121,6 +121,19 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         remedy = "install a newer one" if found > FORMAT else "make it again from the run's checkpoint or by train.py"
         raise UserError(f"{folder} has artefact format {found}, this quantsr reads {FORMAT}: {remedy}")
     return config
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of an artefact's weight file.
+
+    Raises:
+        UserError: it is not there.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the artefact's {name} cannot be read from {path} ({error})") from error
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

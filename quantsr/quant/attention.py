@@ -76,7 +76,7 @@ class PairScale(nn.Module):
 
 def resample(vector: Tensor, size: int) -> Tensor:
     """``(n,)`` to ``(size,)`` by linear interpolation; itself where the lengths agree."""
-    if vector.numel() == size:
+    if vector.numel() == size and not torch.jit.is_tracing():  # A traced graph is for other sizes, too.
         return vector
     return F.interpolate(vector[None, None], size=size, mode="linear", align_corners=False)[0, 0]
 
@@ -201,7 +201,10 @@ def _softmax(q: Tensor, k: Tensor) -> Tensor:
 
 
 def _chunks(q: Tensor, keys: int) -> tuple[Tensor, ...]:
-    """Queries in pieces whose probabilities number at most about ``CHUNK``."""
+    """Queries in pieces whose probabilities number at most about ``CHUNK``; in a traced graph all at once, whose sizes
+    are not known yet and whose runtime plans its own memory."""
+    if torch.jit.is_tracing():
+        return (q,)
     per_query = q.shape[0] * q.shape[1] * keys
     return q.split(max(1, CHUNK // per_query), dim=-2)
 
@@ -209,5 +212,6 @@ def _chunks(q: Tensor, keys: int) -> tuple[Tensor, ...]:
 def _by_chunks(function: Callable[[Tensor], Tensor], q: Tensor, keys: int) -> Tensor:
     """``function`` of every chunk of queries, joined. The backward pass computes probabilities again: none are kept."""
     if not torch.is_grad_enabled():
-        return torch.cat([function(part) for part in _chunks(q, keys)], dim=-2)
+        pieces = [function(part) for part in _chunks(q, keys)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-2)
     return torch.cat([checkpoint(function, part, use_reentrant=False) for part in _chunks(q, keys)], dim=-2)

@@ -1,0 +1,84 @@
+"""Latency, memory and size of inference: full precision, a generic int8 tool, and quantsr's integers. CPU, no file needed.
+
+    python benchmarks/inference [--networks unet decoder32 decoder64 tiny_image] [--runtimes ...] [--threads 2] [--json FILE]
+
+Stable Diffusion 2.1's UNet on 64x64 latents and its VAE decoder on 32x32 and 64x64, with random weights; the packaged
+teacher from 128 to 512 pixels, everything around its networks included. Runtimes:
+
+    torch_fp32, torch_bf16         eager (bf16 in channels-last)
+    compile_bf16                   torch.compile
+    openvino_bf16                  OpenVINO, bf16 where the processor computes in it
+    nncf_int8                      the same quantized by NNCF's "performance" preset (pip install nncf; else left out)
+    minmax_w8a8, passionsr_w8a8, qartsr_w4a4    students of quantsr, through export.py's converter
+
+Every row has a process of its own. Time is the median of --rounds runs after one that is not counted; memory the peak
+of resident memory from loading on (on Linux), Python included; "peak" is the share of the int8 peak: the operations of
+the network's products, by the time, against the fastest int8 product that OpenVINO runs here. Students are calibrated on
+one random latent, their weights are multiplied as int8 whatever they are stored in: below 8 bits a processor saves
+memory, not time.
+"""
+
+import argparse
+import json
+import multiprocessing
+from dataclasses import asdict
+from pathlib import Path
+
+from measure import Row, int8_peak, measure
+from networks import NETWORKS
+from runtimes import RUNTIMES
+
+
+def in_a_process(function, *args):
+    """``function(*args)``, computed in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown."""
+    lines = [
+        "| | | seconds | against torch fp32 | peak GiB | MB on disk | of int8 peak |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        base = next((r.seconds for r in rows if r.network == row.network and r.runtime == "torch_fp32"), None)
+        gain = f"{base / row.seconds:.2f}x" if base else ""
+        size = f"{row.megabytes:.1f}" if row.megabytes else ""
+        share = f"{row.of_peak:.1%}" if row.of_peak else ""
+        lines.append(
+            f"| {row.network} | {row.runtime} | {row.seconds:.3f} | {gain} | {row.gib:.2f} | {size} | {share} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="default: all")
+    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES), help="default: all")
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs (default 5)")
+    parser.add_argument("--threads", type=int, default=2, help="default 2")
+    parser.add_argument("--small", action="store_true", help="tiny networks, to see that the script works")
+    parser.add_argument("--models", type=Path, help="keep converted students here, and take them from here")
+    parser.add_argument("--json", type=Path, help="write the figures here too, after every row")
+    args = parser.parse_args()
+    if args.models:
+        args.models.mkdir(parents=True, exist_ok=True)
+    peak = in_a_process(int8_peak, args.threads)
+    print(f"{args.threads} threads, int8 peak {peak / 1e12:.2f} TOPS", flush=True)
+    rows = []
+    for network in args.networks:
+        for runtime in args.runtimes:
+            row = in_a_process(measure, network, runtime, args.rounds, args.threads, args.small, args.models, peak)
+            if isinstance(row, str):
+                print(f"{network} {runtime}: {row}", flush=True)
+                continue
+            rows.append(row)
+            print(f"{network} {runtime}: {row.seconds:.3f} s, {row.gib:.2f} GiB", flush=True)
+            if args.json:
+                args.json.write_text(json.dumps([asdict(r) for r in rows], indent=2) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""Students as OpenVINO models for CPUs, their quantized products in integers.
+
+    python export.py artefact=RUN        writes RUN/artefact/openvino, which any OpenVINO runtime reads
+    quantsr.load(RUN)                    runs it, or makes it in memory if nothing was exported
+
+Scales and zero points are those of the calibration, written into the graph; no other tool derives them anew.
+"""
+
+from quantsr.deploy.openvino.exporting import export
+from quantsr.deploy.openvino.student import load
+
+__all__ = ["export", "load"]

@@ -1,0 +1,38 @@
+"""``export.py``: a student as models of another runtime, beside its artefact."""
+
+from collections import Counter
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from quantsr.deploy.artefact import read_config
+from quantsr.errors import UserError
+
+RUNTIMES = ("openvino",)
+
+
+def export(cfg: DictConfig) -> Path:
+    """Write the models of ``cfg.artefact`` for ``cfg.runtime`` and say what of them are integers.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        UserError: another runtime, one that is not installed, or a student that it cannot express.
+    """
+    if cfg.runtime not in RUNTIMES:
+        raise UserError(f"runtime takes one of {list(RUNTIMES)}, not {cfg.runtime!r}")
+    config = read_config(cfg.artefact)
+    try:
+        from quantsr.deploy import openvino
+    except ImportError as error:
+        raise UserError("runtime=openvino needs the package openvino: pip install 'quantsr[openvino]'") from error
+    folder, floating, sizes = openvino.export(cfg.artefact)
+    print(f"{len(config['modules']) - len(floating)} of {len(config['modules'])} quantized products run as integers")
+    for why, count in Counter(f.why for f in floating).items():
+        print(f"{count} stay in floating point: {why}")
+    width = max(map(len, sizes))
+    for part, size in sizes.items():
+        print(f"{part:<{width}}  {size / 1e6:.2f} MB")
+    print(f"result   {folder}")
+    return folder

@@ -1,0 +1,127 @@
+"""An exported student computes what the simulated one computes, whole and in tiles."""
+
+import json
+
+import pytest
+import torch
+
+from quantsr.deploy import openvino
+from quantsr.deploy.openvino.networks import CompiledNetwork
+from quantsr.errors import UserError
+from quantsr.methods.lsq import LSQ
+from quantsr.methods.minmax import MinMax
+from quantsr.methods.passionsr import PassionSR
+from quantsr.methods.qartsr import QArtSR
+from quantsr.methods.qdiffusion import QDiffusion
+from quantsr.methods.quantvsr import QuantVSR
+from quantsr.methods.quarot import QuaRot
+from quantsr.methods.svdquant import SVDQuant
+from quantsr.methods.viditq import ViDiTQ
+from quantsr.quant.recipe import LayerRecipe, Rule
+from quantsr.quant.spec import AffineSpec, Bits
+from quantsr.teachers.base import Teacher
+from tests.conftest import micro_teacher, micro_video_teacher
+from tests.deploy.test_artefact import calibrate, saved, student_of
+
+METHODS = [MinMax, LSQ, QDiffusion, SVDQuant, QuaRot, ViDiTQ, PassionSR, QArtSR]
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(-10 * (a.clamp(0, 1) - b.clamp(0, 1)).square().mean().log10())
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
+def test_a_method_is_as_near_to_its_teacher_as_simulated(artefact_of, lq, kind, bits):
+    """A code that is rounded the other way early moves others: the outputs differ, their error does not."""
+    student, folder = artefact_of(kind, bits)
+    assert_as_near(openvino.load(folder, "f32"), student, lq)
+
+
+def test_so_is_a_student_of_quantvsr(tmp_path, lq):
+    teacher = micro_teacher()
+    method = QuantVSR(teacher, Bits(6, 6), smallest_rank=2, largest_rank=4, rank_multiple=1)
+    calibrate(method.student, lq)
+    saved(method.student, method.swaps, teacher, tmp_path / "artefact")
+    assert_as_near(openvino.load(tmp_path / "artefact", "f32"), method.student, lq)
+
+
+def assert_as_near(exported: Teacher, student: Teacher, lq: torch.Tensor) -> None:
+    with torch.no_grad():
+        teacher, simulated, found = (model(lq) for model in (micro_teacher(), student, exported))
+    assert psnr(found, teacher) == pytest.approx(psnr(simulated, teacher), abs=1)
+    assert psnr(found, simulated) > psnr(simulated, teacher)
+
+
+def test_the_written_models_are_the_converted_ones(artefact_of, lq):
+    _, folder = artefact_of(PassionSR)
+    converted = openvino.load(folder, "f32")
+    written, floating, sizes = openvino.export(folder)
+    assert written == folder / "openvino" and floating == []
+    assert sizes.keys() == {"encoder", "denoiser", "decoder"}
+    about = json.loads((written / "openvino.json").read_text())
+    assert about["bytes"] == sizes and about["floating"] == []
+    loaded = openvino.load(folder, "f32")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(lq), converted(lq))
+
+
+def test_loading_what_was_exported_reads_no_weights_of_the_student(artefact_of, monkeypatch):
+    _, folder = artefact_of(MinMax)
+    openvino.export(folder.parent)
+    monkeypatch.setattr("quantsr.deploy.openvino.student.load_student", None)
+    student = openvino.load(folder.parent)
+    assert all(isinstance(network, CompiledNetwork) for network in student.networks)
+    assert not any(p.is_meta for p in [*student.parameters(), *student.buffers()])
+
+
+def test_the_student_is_as_it_was_after_its_conversion(artefact_of, lq):
+    from quantsr.deploy.openvino.exporting import models
+
+    student, _ = artefact_of(MinMax)
+    with torch.no_grad():
+        before = student(lq)
+        assert [part for part, _ in models(student)] == ["encoder", "denoiser", "decoder"]
+        assert torch.equal(student(lq), before)
+
+
+def test_any_size_runs_in_tiles_with_the_statistics_of_the_whole(artefact_of):
+    student, folder = artefact_of(QArtSR, parts=["denoiser"])
+    exported = openvino.load(folder, "f32")
+    student.tile = exported.tile = 2 * student.size_multiple
+    lq = torch.rand(1, 3, 23, 18, generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        assert psnr(exported(lq), student(lq)) > 40
+
+
+def test_products_that_stay_in_floating_point_are_named(artefact_of):
+    _, folder = artefact_of(SVDQuant)
+    _, floating, _ = openvino.export(folder)
+    assert {f.why for f in floating} == {
+        "a scale per position: a sum over positions with different scales is no sum of integers",
+        "attention with a scale per token",
+    }
+    assert "vae.encoder.conv_in" in {f.name for f in floating}
+
+
+def test_a_video_student_is_refused(tmp_path):
+    teacher = micro_video_teacher()
+    method = MinMax(teacher, Bits(8, 8))
+    calibrate(method.student, torch.rand(1, teacher.frames, 3, 8, 8))
+    saved(method.student, method.swaps, teacher, tmp_path)
+    with pytest.raises(UserError, match=r"takes one-step image models, this one is mgldvsr: use runtime=torch"):
+        openvino.load(tmp_path)
+    with pytest.raises(UserError, match="takes one-step image models"):
+        openvino.export(tmp_path)
+    assert not list(tmp_path.glob("openvino*"))
+
+
+def test_the_released_token_split_is_refused(lq, tmp_path):
+    spec = AffineSpec(8, granularity="channel")
+    recipe = LayerRecipe(spec, AffineSpec(8), channel_split=True, token_split=True)
+    rules = [Rule("unet.mid_block.attentions.0.proj_in", recipe), Rule("*")]
+    teacher = micro_teacher()
+    student, swaps = student_of(teacher, rules, lq)
+    saved(student, swaps, teacher, tmp_path)
+    with pytest.raises(UserError, match=r"cannot express the token split of unet\.mid_block\.attentions\.0\.proj_in"):
+        openvino.load(tmp_path)
