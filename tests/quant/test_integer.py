@@ -23,7 +23,14 @@ METHODS = {
     "qartsr": {"kind": "learned", "smoothing": 0.5, "rank": 3, "update_rank": 2},
     "quantvsr": {"act": DYNAMIC, "rotation": True, "rank": 2, "channel_split": True, "bias_alignment": True},
     "quarot": {"weight": SYMMETRIC, "act": {**TOKENS, "symmetric": True, "ratio": 0.9}, "rotation": True},
-    "svdquant": {"weight": SYMMETRIC, "act": TOKENS, "smoothing": 1.0, "smoothing_weight": 0.0, "rank": 2, "group_size": 4},
+    "svdquant": {
+        "weight": SYMMETRIC,
+        "act": TOKENS,
+        "smoothing": 1.0,
+        "smoothing_weight": 0.0,
+        "rank": 2,
+        "group_size": 4,
+    },
     "viditq": {"act": TOKENS, "smoothing": 0.5, "smoothing_weight": 0.5, "rotation": True},
     "released_quantvsr": {
         "weight": {**ROWS, "as_released": True},
@@ -32,7 +39,7 @@ METHODS = {
         "rank": 2,
         "channel_split": True,
     },
-}  # fmt: skip
+}
 """The recipes of the ten methods (and of the students that QuantVSR's released code made), at few channels."""
 EVERY_METHOD = pytest.mark.parametrize("options", METHODS.values(), ids=METHODS.keys())
 

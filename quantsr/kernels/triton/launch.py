@@ -18,11 +18,11 @@ ROWS = 32
 
 @lru_cache(maxsize=256)
 def _layout(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """First channels of the parts, aligned first channels (and the end), sizes; int32 on the device, kept."""
-    firsts = [sum(sizes[:number]) for number in range(len(sizes))]
+    """First channels of the parts, their first tiles of ``ALIGN`` (and the end), sizes; int32 on the device, kept."""
+    firsts, tiles = [sum(sizes[:number]) for number in range(len(sizes))], [at // ALIGN for at in starts(sizes)]
     with torch.inference_mode(False):
         first, start, size = (
-            torch.tensor(values, dtype=torch.int32, device=device) for values in (firsts, starts(sizes), sizes)
+            torch.tensor(values, dtype=torch.int32, device=device) for values in (firsts, tiles, sizes)
         )
     return first, start, size
 

@@ -26,14 +26,15 @@ def quantize_kernel(
     x           values of ``tokens`` = images * ``spatial`` positions, anywhere in memory, by strides
     codes       (tokens, k) int8        sums   (tokens, PARTS) int32
     scale, zero (PARTS,), or with BY_TOKEN (tokens, PARTS): read, or with DYNAMIC written
-    firsts      first channel of every part in x;  starts  in codes;  sizes  channels of it
+    firsts      first channel of every part in x;  starts  in codes, in tiles of ``BLOCK_K``;  sizes  channels of it
     ratio       share of the extremes;  levels  qmax - qmin, or with SYMMETRIC qmax;  smallest  scale
     """
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     p = tl.program_id(1)
     channel = tl.arange(0, BLOCK_K)
     inside = m < tokens
-    first, start, end, size = tl.load(firsts + p), tl.load(starts + p), tl.load(starts + p + 1), tl.load(sizes + p)
+    first, size = tl.load(firsts + p), tl.load(sizes + p)
+    start, end = tl.load(starts + p) * BLOCK_K, tl.load(starts + p + 1) * BLOCK_K
     # In 64 bits: a batch of large images has more than 2^31 elements.
     rows = x + (m // spatial).to(tl.int64) * stride_batch + (m % spatial).to(tl.int64) * stride_spatial
     out = codes + m.to(tl.int64) * k + start
