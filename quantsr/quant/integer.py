@@ -5,6 +5,9 @@
 q are int8 codes, summed in int32 by :mod:`quantsr.kernels`; weights of up to 4 bits are stored two to a byte. Of a
 layer whose channels are in parts, each part is a sum of its own. Around the product everything is as in the folded
 form: transforms and ranges in float32, the branch in 16 bits, padding with values (not codes) of 0. Inference only.
+
+Of a layer, both forms give the same up to float rounding. Of a whole model they need not: where a value lies between
+two codes, its last bit decides which it gets, here as between two devices that simulate.
 """
 
 from typing import NamedTuple
