@@ -24,8 +24,11 @@ ALIGN = 64
 PACKED_BITS = 4
 """Weights of up to this many bits are stored two to a byte."""
 
-LONGEST_SUM = 2**17 - 1
-"""Products of int8 codes, each at most 2^14, whose sum surely fits int32."""
+LARGEST_PRODUCT = 255 * 128
+"""Of an input's code less its zero, where that is a code too, and a weight's code."""
+
+LONGEST_SUM = (2**31 - 1) // LARGEST_PRODUCT
+"""Products whose sum surely fits int32."""
 
 
 @dataclass(frozen=True)

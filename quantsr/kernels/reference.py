@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from quantsr.kernels.operands import Branch, QuantizedInput, QuantizedWeight, align, part_sums, starts
+from quantsr.kernels.operands import LARGEST_PRODUCT, Branch, QuantizedInput, QuantizedWeight, align, part_sums, starts
 from quantsr.kernels.window import Window
 
 EXACT = 2**24
@@ -138,10 +138,6 @@ def product(
     return total.to(dtype)
 
 
-LARGEST = 255 * 128
-"""Of a centered code times a weight's code."""
-
-
 def _by_tensor(
     views: Iterator[Tensor], inside: Iterator[Tensor], far: Tensor, codes: Tensor, weight: QuantizedWeight, p: int
 ) -> Tensor:
@@ -157,7 +153,7 @@ def _by_tensor(
     products = torch.zeros((), dtype=torch.int32, device=codes.device)
     sums = products
     for tap, view in enumerate(views):
-        products = products + integer_product(view, codes[:, tap].T, LARGEST)
+        products = products + integer_product(view, codes[:, tap].T, LARGEST_PRODUCT)
         sums = sums + view.sum(-1, keepdim=True, dtype=torch.int32)
     found = products.float() - sums.float() * weight.zero[:, p]
     if far.any():
@@ -176,7 +172,7 @@ def _by_token(
     """
     found = torch.zeros((), device=codes.device)
     for tap, (view, scale, beyond) in enumerate(zip(views, scales, far, strict=True)):
-        inner = integer_product(view, codes[:, tap].T, LARGEST).float()
+        inner = integer_product(view, codes[:, tap].T, LARGEST_PRODUCT).float()
         inner -= view.sum(-1, keepdim=True, dtype=torch.int32).float() * weight.zero[:, p]
         inner -= beyond * _centered_sums(weight, p, tap)
         found = found + inner * scale

@@ -141,7 +141,7 @@ class IntegerLayer(nn.Module):
         vector = None if constant is None or constant.numel() > len(self.codes) else constant.flatten()
         y = kernels.product(quantized, self.weight, self.window, vector, self._branch(x), dtype, backend=self.backend)
         if self.operation.kind == "Linear":
-            return y.view(*x.shape[:-1], -1)
+            return y.view(*x.shape[:-1], len(self.codes))
         y = _like(strides_of, y.movedim(-1, 1))
         return y if vector is not None or constant is None else y.add_(constant.to(dtype))
 

@@ -1,12 +1,16 @@
 """Random operands of integer products, and the products in int64, written out."""
 
+from dataclasses import replace
 from itertools import product as combinations
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from quantsr.kernels import QuantizedInput, QuantizedWeight, Window
 from quantsr.kernels.operands import PACKED_BITS, align, pack, part_sums
+
+Operand = TypeVar("Operand", QuantizedInput, QuantizedWeight)
 
 
 def random_codes(shape: tuple[int, ...], bits: int, sizes: tuple[int, ...]) -> Tensor:
@@ -34,6 +38,12 @@ def random_weight(outputs: int, taps: int, sizes: tuple[int, ...], bits: int = 8
     zero = torch.randint(-zeros, zeros + 1, bounds).float()
     stored = pack(codes) if bits <= PACKED_BITS else codes
     return QuantizedWeight(stored, part_sums(codes, sizes), torch.ones(bounds), zero, sizes, bits)
+
+
+def extreme(operand: Operand, code: int, channels: int) -> Operand:
+    """The same with one code everywhere, in its one part of ``channels``."""
+    codes = align(torch.full((*operand.codes.shape[:-1], channels), code, dtype=torch.int8), (channels,))
+    return replace(operand, codes=codes, sums=part_sums(codes, (channels,)))
 
 
 def values(codes: Tensor, zero: Tensor, sizes: tuple[int, ...]) -> Tensor:

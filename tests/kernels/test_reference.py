@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from quantsr.kernels import Branch, QuantizedInput, QuantizedWeight, accumulate, product, quantize, quantize_tokens
-from quantsr.kernels.operands import align, part_sums
+from quantsr.kernels.operands import LONGEST_SUM, align, part_sums
 from quantsr.kernels.reference import integer_product
 from quantsr.quant.affine import SMALLEST_SCALE
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.spec import AffineSpec
-from tests.kernels.operands import LINEAR, convolve, expected_product, random_input, random_weight, values
+from tests.kernels.operands import LINEAR, convolve, expected_product, extreme, random_input, random_weight, values
 from tests.kernels.test_window import EVERY_WINDOW
 
 BITS = pytest.mark.parametrize("bits", [8, 4], ids=["w8a8", "w4a4"])
@@ -48,6 +48,13 @@ def test_products_of_values(window, positions, bits, by_token, zeros):
     weight = random_weight(6, window.taps, (5, 3), bits, zeros)
     bias = torch.arange(6.0)
     assert torch.equal(product(x, weight, window, bias).long(), expected_product(x, weight, window) + bias.long())
+
+
+def test_the_longest_sum_just_fits():
+    x, weight = random_input((1,), (LONGEST_SUM,)), random_weight(1, 1, (LONGEST_SUM,), zeros=0)
+    x, weight = extreme(x, 127, LONGEST_SUM), extreme(weight, -128, LONGEST_SUM)
+    x.zero.fill_(-128)
+    assert product(x, weight, LINEAR).item() == -255 * 128 * LONGEST_SUM
 
 
 def test_scales_and_branch():
