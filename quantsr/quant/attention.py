@@ -2,7 +2,8 @@
 
     Qa(q d_qk) Qa(k / d_qk)^T / sqrt(c)   and   Qa(p d_vw) Qa(v / d_vw),   p the softmax
 
-d_qk scales head channels, d_vw keys; both leave the products as they are without quantization.
+d_qk scales head channels, d_vw keys; both leave the products as they are without quantization. The products are
+simulated: :mod:`quantsr.quant.integer` computes layers with integers, and leaves these in float.
 """
 
 from collections.abc import Callable

@@ -13,8 +13,8 @@ ROWS = {"granularity": "channel"}
 
 def recipe(bits: int = 4, kind: str = "minmax", act: dict | None = None, weight: dict = ROWS, **options) -> LayerRecipe:
     """Weights per row and activations per tensor unless said otherwise."""
-    weight_spec = AffineSpec(bits, **{"range": kind, **weight})
-    return LayerRecipe(weight_spec, AffineSpec(bits, **{"range": kind, **(act or {})}), **options)
+    weight_spec = AffineSpec(**{"bits": bits, "range": kind, **weight})
+    return LayerRecipe(weight_spec, AffineSpec(**{"bits": bits, "range": kind, **(act or {})}), **options)
 
 
 DYNAMIC, TOKENS = {"range": "dynamic"}, {"range": "dynamic", "granularity": "token"}

@@ -1,0 +1,126 @@
+"""Which implementation computes: Triton where the tensors are on a CUDA GPU, plain PyTorch elsewhere."""
+
+import os
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from quantsr.kernels import reference
+from quantsr.kernels.operands import ALIGN, LONGEST_SUM, Branch, QuantizedInput, QuantizedWeight
+from quantsr.kernels.window import Window
+
+Backend = Literal["auto", "reference", "triton"]
+"""``auto`` takes Triton for tensors on a CUDA GPU where it is installed and knows the window, else the reference."""
+
+
+@cache
+def installed() -> bool:
+    """Whether triton is there to be imported."""
+    try:
+        return find_spec("triton") is not None
+    except ValueError:  # An entry in sys.modules without a specification.
+        return False
+
+
+def interpreted() -> bool:
+    """Whether Triton was told to run kernels in its interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def implementation(device: torch.device, backend: Backend, window: Window | None = None) -> ModuleType:
+    """The module with ``quantize``, ``accumulate`` and ``product`` to use.
+
+    Args:
+        device: of the tensors.
+        backend: what is asked for.
+        window: of a product; of more than two axes, it is the reference's under ``auto``.
+
+    Raises:
+        ValueError: an unknown backend, or Triton is asked for where it cannot run.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {get_args(Backend)}, not {backend!r}")
+    if backend == "triton":
+        if not installed():
+            raise ValueError("backend='triton' needs the package triton, which is not installed")
+        if device.type != "cuda" and not interpreted():
+            raise ValueError(f"backend='triton' needs tensors on a CUDA GPU or TRITON_INTERPRET=1, not {device}")
+    elif backend == "reference" or device.type != "cuda" or not installed() or not _planar(window):
+        return reference
+    from quantsr.kernels.triton import launch
+
+    return launch
+
+
+def _planar(window: Window | None) -> bool:
+    """Whether the Triton kernels know a window; sizes play no part in that."""
+    return window is None or window.pointwise or window.planar((1,) * len(window.kernel)) is not None
+
+
+def quantize(
+    x: Tensor, scale: Tensor, zero: Tensor, bits: int, sizes: tuple[int, ...], backend: Backend = "auto"
+) -> QuantizedInput:
+    """The codes of an activation, see :func:`quantsr.kernels.reference.quantize`."""
+    return implementation(x.device, backend).quantize(x, scale, zero, bits, sizes)
+
+
+def quantize_tokens(
+    x: Tensor,
+    bits: int,
+    sizes: tuple[int, ...],
+    symmetric: bool,
+    ratio: float = 1.0,
+    smallest: float = 1e-8,
+    backend: Backend = "auto",
+) -> QuantizedInput:
+    """Codes by the extremes of every token, see :func:`quantsr.kernels.reference.quantize_tokens`."""
+    return implementation(x.device, backend).quantize_tokens(x, bits, sizes, symmetric, ratio, smallest)
+
+
+def accumulate(x: QuantizedInput, weight: QuantizedWeight, window: Window, backend: Backend = "auto") -> Tensor:
+    """Sums of products of codes, see :func:`quantsr.kernels.reference.accumulate`."""
+    check(x, weight, window)
+    return implementation(x.codes.device, backend, window).accumulate(x, weight, window)
+
+
+def product(
+    x: QuantizedInput,
+    weight: QuantizedWeight,
+    window: Window,
+    bias: Tensor | None = None,
+    branch: Branch | None = None,
+    dtype: torch.dtype = torch.float32,
+    backend: Backend = "auto",
+) -> Tensor:
+    """The product of the values, see :func:`quantsr.kernels.reference.product`.
+
+    Raises:
+        ValueError: operands that do not belong together, sums that int32 may not hold, or a backend that cannot run.
+    """
+    check(x, weight, window)
+    return implementation(x.codes.device, backend, window).product(x, weight, window, bias, branch, dtype)
+
+
+def check(x: QuantizedInput, weight: QuantizedWeight, window: Window) -> None:
+    """Refuse what a kernel would read past the end of.
+
+    Raises:
+        ValueError: operands that do not belong together, or sums that int32 may not hold.
+    """
+    n, taps, stored = weight.codes.shape
+    k, parts = stored * (2 if weight.packed else 1), len(weight.sizes)
+    if x.codes.shape[-1] != k or k % ALIGN or taps != window.taps or x.sums.shape[-1] != parts:
+        raise ValueError(
+            f"an input of {x.codes.shape[-1]} aligned channels in {x.sums.shape[-1]} parts and a window of "
+            f"{window.taps} taps do not go with a weight of {k} channels in {parts} parts and {taps} taps"
+        )
+    if weight.sums.shape != (n, taps, parts) or weight.scale.shape != (n, parts) or weight.zero.shape != (n, parts):
+        raise ValueError(f"a weight of {n} outputs, {taps} taps and {parts} parts needs sums and scales of these sizes")
+    if window.kernel and x.codes.ndim != len(window.kernel) + 2:
+        raise ValueError(f"a window over {len(window.kernel)} axes does not go with codes of {x.codes.ndim} axes")
+    if taps * max(weight.sizes) > LONGEST_SUM:
+        raise ValueError(f"{taps * max(weight.sizes)} products are summed in int32, which holds {LONGEST_SUM} of them")

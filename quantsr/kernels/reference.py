@@ -1,0 +1,184 @@
+"""The integer products in plain PyTorch, on any device: what the kernels are compared with.
+
+Torch has no integer matrix product for every device, so integers are multiplied as floats where that is exact: float32
+holds every whole number up to 2^24, so that sums of products are taken in pieces that cannot grow beyond it, whatever
+the order of summation, and the pieces are added in int32. Rounding of factors to TF32 or bfloat16, which torch may be
+set to, changes nothing in whole numbers this small.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from quantsr.kernels.operands import LARGEST_PRODUCT, Branch, QuantizedInput, QuantizedWeight, align, part_sums, starts
+from quantsr.kernels.window import Window
+
+EXACT = 2**24
+"""Whole numbers up to this one are float32 values."""
+
+
+def quantize(x: Tensor, scale: Tensor, zero: Tensor, bits: int, sizes: tuple[int, ...]) -> QuantizedInput:
+    """The codes of an activation.
+
+    Args:
+        x: ``(..., c)``.
+        scale, zero: float32, ``(p,)`` or ``(..., p)``; see :class:`QuantizedInput`.
+        bits: 2 to 8.
+        sizes: channels of each part.
+    """
+    half = 2 ** (bits - 1)
+    pieces = []
+    for number, piece in enumerate(x.float().split(list(sizes), -1)):
+        s, z = scale[..., number : number + 1], zero[..., number : number + 1]
+        # As the simulation does: codes are clamped as counted from the zero point, where that is far away too.
+        lowest, highest = -half - z, half - 1 - z
+        codes = torch.minimum(torch.maximum((piece / s).round(), lowest), highest)
+        pieces.append(codes.add_(z).clamp_(-half, half - 1).to(torch.int8))
+    codes = align(torch.cat(pieces, -1), sizes)
+    return QuantizedInput(codes, part_sums(codes, sizes), scale, zero)
+
+
+def quantize_tokens(
+    x: Tensor, bits: int, sizes: tuple[int, ...], symmetric: bool, ratio: float = 1.0, smallest: float = 1e-8
+) -> QuantizedInput:
+    """Codes by the extremes of every token.
+
+    Args:
+        x: ``(..., c)``.
+        bits: 2 to 8.
+        sizes: channels of each part.
+        symmetric: a zero of 0 and the scale of the larger bound.
+        ratio: share of the extremes that are the bounds; what lies beyond is clipped.
+        smallest: what a scale does not fall below.
+    """
+    pieces = x.float().split(list(sizes), -1)
+    lower, upper = (torch.cat([f(piece, -1, keepdim=True) for piece in pieces], -1) for f in (torch.amin, torch.amax))
+    lower, upper = ratio * lower, ratio * upper
+    if symmetric:
+        scale = (torch.maximum(lower.abs(), upper.abs()) / (2 ** (bits - 1) - 1)).clamp(min=smallest)
+        return quantize(x, scale, torch.zeros_like(scale), bits, sizes)
+    scale = ((upper - lower) / (2**bits - 1)).clamp(min=smallest)
+    return quantize(x, scale, (-lower / scale).round() - 2 ** (bits - 1), bits, sizes)
+
+
+def integer_product(a: Tensor, b: Tensor, largest: int) -> Tensor:
+    """Exact ``a @ b`` in int32.
+
+    Args:
+        a: ``(..., k)`` whole numbers of any type.
+        b: ``(k, n)`` of any type.
+        largest: what the magnitude of a product of two elements does not exceed.
+    """
+    piece = max(1, EXACT // largest)
+    total = torch.zeros(*a.shape[:-1], b.shape[1], dtype=torch.int32, device=a.device)
+    with torch.autocast(a.device.type, enabled=False):
+        for start in range(0, len(b), piece):
+            part = slice(start, start + piece)
+            total += (a[..., part].float() @ b[part].float()).to(torch.int32)
+    return total
+
+
+def accumulate(x: QuantizedInput, weight: QuantizedWeight, window: Window) -> Tensor:
+    """Sums of products of codes alone, over all parts and taps, padding counting as codes of 0.
+
+    Returns:
+        ``(..., n)`` int32 for the output's positions.
+    """
+    codes = weight.unpacked
+    views = window.views(x.codes)
+    return torch.stack([integer_product(view, codes[:, t].T, 2**14) for t, view in enumerate(views)]).sum(
+        0, dtype=torch.int32
+    )
+
+
+def product(
+    x: QuantizedInput,
+    weight: QuantizedWeight,
+    window: Window,
+    bias: Tensor | None = None,
+    branch: Branch | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The product of the values, plus bias and branch.
+
+        y[m, n] = sum over parts p of  s_x s_w[n] sum over taps, channels of (q_x - z_x) (q_w[n] - z_w[n])
+
+    The inner sum is taken of whole numbers; everything after it in float32.
+
+    Args:
+        x, weight, window: the factors; padding is of values 0.
+        bias: ``(n,)``.
+        branch: added in float32.
+        dtype: of the result.
+
+    Returns:
+        ``(..., n)`` for the output's positions: ``(tokens, n)`` or ``(b, *output, n)``.
+    """
+    codes, bounds = weight.unpacked, starts(weight.sizes)
+    total = torch.zeros((), device=codes.device)
+    for p, (start, size) in enumerate(zip(bounds, weight.sizes, strict=False)):
+        part = slice(start, start + size)
+        scale, zero = x.scale[..., p : p + 1], x.zero[..., p : p + 1]
+        near = zero.clamp(-128, 127)  # A zero that is a code is taken off in whole numbers,
+        far = zero - near  # and what lies beyond in float.
+        centered = x.codes[..., part].to(torch.int16) - near.to(torch.int16)
+        views = window.views(centered)  # Padding is of values 0 now.
+        if x.by_token:
+            found = _by_token(views, window.views(scale), window.views(far), codes[..., part], weight, p)
+        else:
+            inside = torch.ones(1, *x.codes.shape[1:-1], 1, device=codes.device)
+            found = _by_tensor(views, window.views(inside), far, codes[..., part], weight, p) * scale
+        total = total + found * weight.scale[:, p]
+    if bias is not None:
+        total = total + bias.float()
+    if branch is not None:
+        with torch.autocast(total.device.type, enabled=False):
+            total = total + (branch.hidden.float() @ branch.up.float().T).view(total.shape)
+    return total.to(dtype)
+
+
+def _by_tensor(
+    views: Iterator[Tensor], inside: Iterator[Tensor], far: Tensor, codes: Tensor, weight: QuantizedWeight, p: int
+) -> Tensor:
+    """The inner sum for one part whose scale is that of the whole tensor.
+
+    Args:
+        views: of centered codes, for every tap.
+        inside: 1 where outputs see an input and 0 where they see padding, of which nothing is to be taken off.
+        far: what is left of the zero, ``(1,)``.
+        codes: of the weight's part.
+        weight, p: the weight and the number of the part.
+    """
+    products = torch.zeros((), dtype=torch.int32, device=codes.device)
+    sums = products
+    for tap, view in enumerate(views):
+        products = products + integer_product(view, codes[:, tap].T, LARGEST_PRODUCT)
+        sums = sums + view.sum(-1, keepdim=True, dtype=torch.int32)
+    found = products.float() - sums.float() * weight.zero[:, p]
+    if far.any():
+        for tap, view in enumerate(inside):
+            found -= far * view * _centered_sums(weight, p, tap)
+    return found
+
+
+def _by_token(
+    views: Iterator[Tensor], scales: Iterator[Tensor], far: Iterator[Tensor],
+    codes: Tensor, weight: QuantizedWeight, p: int,
+) -> Tensor:  # fmt: skip
+    """The same, scaled, where every token has its own scale: each tap is a sum of its own.
+
+    Padding has a scale of 0, so that nothing of it counts.
+    """
+    found = torch.zeros((), device=codes.device)
+    for tap, (view, scale, beyond) in enumerate(zip(views, scales, far, strict=True)):
+        inner = integer_product(view, codes[:, tap].T, LARGEST_PRODUCT).float()
+        inner -= view.sum(-1, keepdim=True, dtype=torch.int32).float() * weight.zero[:, p]
+        inner -= beyond * _centered_sums(weight, p, tap)
+        found = found + inner * scale
+    return found
+
+
+def _centered_sums(weight: QuantizedWeight, p: int, tap: int) -> Tensor:
+    """``(n,)``: sums of q_w - z_w over the channels of a part."""
+    return weight.sums[:, tap, p] - weight.zero[:, p] * weight.sizes[p]

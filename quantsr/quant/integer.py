@@ -1,0 +1,200 @@
+"""The integer form of a quantized layer: what :mod:`quantsr.quant.folded` simulates, computed with integers.
+
+    x' = T(x)      y = s_x s_w sum (q_x - z_x) (q_w - z_w) + L1 (L2' x') + c
+
+q are int8 codes, summed in int32 by :mod:`quantsr.kernels`; weights of up to 4 bits are stored two to a byte. Of a
+layer whose channels are in parts, each part is a sum of its own. Around the product everything is as in the folded
+form: transforms and ranges in float32, the branch in 16 bits, padding with values (not codes) of 0. Inference only.
+
+Of a layer, both forms give the same up to float rounding. Of a whole model they need not: where a value lies between
+two codes, its last bit decides which it gets, here as between two devices that simulate.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from quantsr import kernels
+from quantsr.kernels.operands import LONGEST_SUM, PACKED_BITS, align, pack, part_sums
+from quantsr.quant.affine import SMALLEST_SCALE
+from quantsr.quant.attention import QuantizedAttention
+from quantsr.quant.folded import FoldedLayer
+from quantsr.quant.product import constant_output
+from quantsr.quant.quantizer import RELEASED_SMALLEST_SCALE
+from quantsr.quant.recipe import LayerRecipe
+
+MOST_BITS = 8
+
+
+class Simulated(NamedTuple):
+    """A module that :func:`integers` left in float.
+
+    Attributes:
+        name: of the module in the model.
+        reason: why, as the end of a sentence.
+    """
+
+    name: str
+    reason: str
+
+
+class IntegerLayer(nn.Module):
+    """A folded layer computed with integers; made by :meth:`of`.
+
+    Its output is that of the folded layer up to float rounding. It shares the folded layer's transforms and input
+    range, and has state of its own for the weight: ``codes`` (out, taps, k) int8 or (out, taps, k / 2) packed uint8,
+    with k the input channels, every part filled up to a multiple of 64; ``scale`` and ``zero`` (out, parts); ``sums``
+    (out, taps, parts) of the codes. Artefacts store the folded form, whose codes have no filling.
+
+    Args:
+        folded: the layer; it stays as it is.
+        backend: see :data:`quantsr.kernels.Backend`.
+
+    Raises:
+        ValueError: its recipe has no integer form.
+    """
+
+    codes: Tensor
+    sums: Tensor
+    scale: Tensor
+    zero: Tensor
+    bias: Tensor | None
+    offset_response: Tensor | None
+    L1: Tensor
+    L2: Tensor
+
+    def __init__(self, folded: FoldedLayer, backend: kernels.Backend = "auto"):
+        super().__init__()
+        shape, recipe = folded.codes.shape, folded.recipe
+        if (reason := obstacle(recipe, shape)) is not None:
+            raise ValueError(f"a layer of {recipe} cannot be computed with integers: {reason}")
+        self.operation, self.recipe, self.backend = folded.operation, recipe, backend
+        rows, channels, *kernel = shape
+        self.sizes = recipe.parts(channels)
+        self.window = kernels.Window(tuple(kernel), *(getattr(self.operation, name) for name in WINDOW))
+        self.smoothing, self.rotation = folded.smoothing, folded.rotation
+        self.input_quantizer = folded.input_quantizer
+        half = 2 ** (recipe.weight.bits - 1)
+        codes = (folded.codes.view(rows, channels, -1).to(torch.int16) - half).to(torch.int8)
+        codes = align(codes.mT, self.sizes).contiguous()
+        self.register_buffer("sums", part_sums(codes, self.sizes))
+        self.register_buffer("codes", pack(codes) if recipe.weight.bits <= PACKED_BITS else codes)
+        bounds = (rows, len(self.sizes))
+        self.register_buffer("scale", folded.scale.float().expand(bounds).contiguous())
+        zero = folded.zero_point.float() - recipe.weight.qmin - half
+        self.register_buffer("zero", zero.expand(bounds).contiguous())
+        self.register_buffer("bias", folded.bias)
+        self.register_buffer("offset_response", folded.offset_response)
+        if recipe.rank:
+            self.register_buffer("L1", folded.L1)
+            self.register_buffer("L2", folded.L2)
+        self.train(folded.training)
+
+    @classmethod
+    def of(cls, folded: FoldedLayer, backend: kernels.Backend = "auto") -> "IntegerLayer":
+        """The integer form of a folded layer, which stays as it is.
+
+        Raises:
+            ValueError: its recipe has no integer form.
+        """
+        return cls(folded, backend)
+
+    @property
+    def weight(self) -> kernels.QuantizedWeight:
+        """The weight as a factor of an integer product."""
+        # Another type for the model changes that of its scales too.
+        scale, zero = self.scale.float(), self.zero.float()
+        return kernels.QuantizedWeight(self.codes, self.sums, scale, zero, self.sizes, self.recipe.weight.bits)
+
+    def quantized_input(self, x: Tensor) -> kernels.QuantizedInput:
+        """The codes of a transformed input, channels last; a linear layer's tokens are in one axis."""
+        spec, last = self.recipe.act, x.movedim(self.operation.axis, -1)
+        if self.operation.kind == "Linear":
+            last = last.reshape(-1, x.shape[-1])
+        if spec.granularity == "token":
+            smallest = RELEASED_SMALLEST_SCALE if spec.as_released else SMALLEST_SCALE
+            return kernels.quantize_tokens(
+                last, spec.bits, self.sizes, spec.symmetric, spec.ratio, smallest, backend=self.backend
+            )
+        scale, zero_point = self.input_quantizer.part_qparams(x)
+        zero = zero_point.float() - (spec.qmin + 2 ** (spec.bits - 1))
+        return kernels.quantize(last, scale.float(), zero, spec.bits, self.sizes, backend=self.backend)
+
+    def _branch(self, x: Tensor) -> kernels.Branch | None:
+        """The low-rank branch but for its last product."""
+        if not self.recipe.rank:
+            return None
+        hidden = self.operation(x, self.L2.to(x.dtype)).movedim(self.operation.axis, -1)
+        return kernels.Branch(hidden.reshape(-1, hidden.shape[-1]), self.L1.to(hidden.dtype))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        dtype, strides_of = x.dtype, x
+        for transform in (self.smoothing, self.rotation):
+            if transform is not None:
+                x = transform.input(x)
+        quantized = self.quantized_input(x)
+        x = x.to(dtype)
+        constant = constant_output(self.operation, x, self.bias, self.offset_response)
+        # At borders an offset's response differs: then it is a map, else a vector that the kernel adds.
+        vector = None if constant is None or constant.numel() > len(self.codes) else constant.flatten()
+        y = kernels.product(quantized, self.weight, self.window, vector, self._branch(x), dtype, backend=self.backend)
+        if self.operation.kind == "Linear":
+            return y.view(*x.shape[:-1], len(self.codes))
+        y = _like(strides_of, y.movedim(-1, 1))
+        return y if vector is not None or constant is None else y.add_(constant.to(dtype))
+
+    def extra_repr(self) -> str:
+        return f"{self.operation.kind}, {self.recipe}, integers"
+
+
+WINDOW = ("stride", "padding", "dilation")
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _like(x: Tensor, y: Tensor) -> Tensor:
+    """``y`` with channels where they are in the memory of ``x``, as convolutions of torch return it."""
+    order = CHANNELS_LAST.get(x.ndim)
+    if order is None or x.is_contiguous() or not x.is_contiguous(memory_format=order):
+        return y.contiguous()
+    return y.contiguous(memory_format=order)
+
+
+def obstacle(recipe: LayerRecipe, shape: torch.Size) -> str | None:
+    """Why a layer has no integer form, as the end of a sentence; None if it has one.
+
+    Args:
+        recipe: of the layer.
+        shape: of its weight, ``(out, in, *kernel)``.
+    """
+    if recipe.act.bits > MOST_BITS:
+        return f"its activations have {recipe.act.bits} bits, and int8 codes have at most {MOST_BITS}"
+    if recipe.token_split:
+        return "ranges of halves of the tokens (token_split) are only simulated"
+    if (products := max(recipe.parts(shape[1])) * int(shape[2:].numel())) > LONGEST_SUM:
+        return f"an output sums {products} products, and int32 surely holds {LONGEST_SUM}"
+    return None
+
+
+def integers(model: nn.Module, backend: kernels.Backend = "auto") -> list[Simulated]:
+    """Put every folded layer of ``model`` into its integer form, in place.
+
+    Args:
+        model: a student in its inference form, as :func:`quantsr.quant.folded.fold` leaves it.
+        backend: see :data:`quantsr.kernels.Backend`.
+
+    Returns:
+        What is still simulated in float, and why: layers without an integer form stay as they are (activations of more
+        than 8 bits, say), and so do the products of attention. Check it where only integers will do.
+    """
+    kept = []
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantizedAttention):
+            kept.append(Simulated(name, "the products of attention are only simulated"))
+        elif isinstance(module, FoldedLayer):
+            if (reason := obstacle(module.recipe, module.codes.shape)) is not None:
+                kept.append(Simulated(name, reason))
+            else:
+                model.set_submodule(name, IntegerLayer.of(module, backend))
+    return kept

@@ -1,0 +1,33 @@
+"""The kernels compile for GPUs, on any machine, to what they are written for."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "compile_for_gpu.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("capability", "instruction"), [("80", "mma.sync."), ("90", "wgmma.mma_async.")])
+def test_int8_tensor_cores_fed_by_wide_copies(capability, instruction):
+    """Ampere and Hopper: one copy of a byte at a time, as an unknown alignment makes the compiler do, would show."""
+    pytest.importorskip("triton")
+    root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(root)
+    run = subprocess.run(
+        [sys.executable, str(SCRIPT), capability], capture_output=True, text=True, check=False, env=environment
+    )
+    assert run.returncode == 0, run.stderr
+    *products, static, dynamic = (line.split(" ") for line in run.stdout.splitlines())
+    assert len(products) == 5
+    for name, instructions, copies in products:
+        assert instruction in instructions, name
+        assert copies, name
+        assert min(int(size) for size in copies.split(",")) >= 4, name
+        if "w8a8" in name:
+            assert copies == "16", name
+    assert static == ["quantize_static", "True"] and dynamic == ["quantize_dynamic", "True"]
