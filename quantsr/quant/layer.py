@@ -149,6 +149,10 @@ class QuantizedLayer(nn.Module):
                 self._cache[name] = (sources, state, compute().detach())
         return self._cache[name][2]
 
+    def drop_cache(self) -> None:
+        """Forget what :meth:`cached` keeps; it is computed again when it is needed."""
+        self._cache.clear()
+
     # Forward.
 
     def forward(self, x: Tensor) -> Tensor:
