@@ -15,6 +15,7 @@ WITHOUT_TARGET = {
     "seed": int,
     "checkpoint_every": int,
     "gradient_checkpointing": bool,
+    "offload": bool,
     "micro_batch": int | None,
     "ckpt_path": str | None,
     "artefact": str | None,

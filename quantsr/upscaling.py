@@ -31,7 +31,7 @@ def on_device(model: Teacher, device: torch.device | str) -> Callable[[Tensor], 
     def run(lq: Tensor) -> Tensor:
         if lq.ndim == 4:
             return model(lq.to(device)).float().cpu()
-        return torch.stack([torch.stack(list(stream_frames(model, clip, device))) for clip in lq])
+        return torch.stack([torch.stack(list(_streamed(model, clip, device))) for clip in lq])
 
     return run
 
@@ -39,6 +39,11 @@ def on_device(model: Teacher, device: torch.device | str) -> Callable[[Tensor], 
 def stream_frames(model: Teacher, frames: Iterable[Tensor], device: torch.device | str) -> Iterator[Tensor]:
     """The frames ``(3, h, w)`` of a clip through a model on ``device``, one after the other."""
     model.to(device)
+    return _streamed(model, frames, device)
+
+
+def _streamed(model: Teacher, frames: Iterable[Tensor], device: torch.device | str) -> Iterator[Tensor]:
+    """The same for a model that is there already, though perhaps with parts that wait (:mod:`quantsr.offload`)."""
 
     def restore(segment: Tensor) -> Tensor:
         if model.frames == 1:

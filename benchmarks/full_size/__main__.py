@@ -11,6 +11,7 @@ them do); then its student runs, its quantization simulated. Each case has a pro
     teacher         the full-precision model runs
     plain           calibration and inference, no options
     checkpointing   gradient_checkpointing=true of train.py
+    offload         offload=true of train.py: weights of parts that do not run wait in host memory, on a CPU on disk
     unshared        what a teacher and a student cost that do not share their weights (in quantsr they always do)
 
 What is measured is shown at once (on standard error), all of it as a table in the end; ``--json`` has what the cases
@@ -34,6 +35,7 @@ from measure import Row, measure
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "checkpointing": {"gradient_checkpointing": True},
+    "offload": {"offload": True},
     "unshared": {"shared": False},
 }
 """The cases of a method: fields of :class:`Case`."""

@@ -79,6 +79,7 @@ class Case:
         side: of the low-quality input, which is a quarter of the output's.
         steps: timed steps of every stage, on a GPU after one that is not.
         gradient_checkpointing: compute activations again in the backward pass.
+        offload: weights of parts that do not run wait elsewhere.
         shared: teacher and student hold the same weights in memory, as they do in quantsr.
         small: tiny networks.
     """
@@ -90,13 +91,18 @@ class Case:
     side: int = 128
     steps: int = 2
     gradient_checkpointing: bool = False
+    offload: bool = False
     shared: bool = True
     small: bool = False
 
     @property
     def options(self) -> str:
         """Of memory, in words."""
-        used = {"gradient checkpointing": self.gradient_checkpointing, "weights of their own": not self.shared}
+        used = {
+            "gradient checkpointing": self.gradient_checkpointing,
+            "per-part offload": self.offload,
+            "weights of their own": not self.shared,
+        }
         return ", ".join(name for name, is_used in used.items() if is_used)
 
     @property
@@ -120,6 +126,8 @@ class Case:
             method._teacher = (deepcopy(teacher),)
         if self.gradient_checkpointing:
             method.checkpoint_gradients()
+        if self.offload:
+            method.offload_parts()
         method._stages = chosen(method.plan, self.warm_up + self.steps)
         return method
 

@@ -4,7 +4,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from quantsr.offload import offloaded
 from quantsr.quant.folded import fold
+from quantsr.teachers.base import Teacher
 from quantsr.trainer import quiet
 
 GIB = 2**30
@@ -147,15 +149,15 @@ def measure(case: Case, threads: int) -> list[Row]:
     return [*watch.rows, *inference(student, fold(method.student), lq, case)]
 
 
-def inference(name: str, model: Callable[[Tensor], Tensor], lq: Tensor, case: Case) -> Iterator[Row]:
+def inference(name: str, model: Teacher, lq: Tensor, case: Case) -> Iterator[Row]:
     """The rows of running a model on one input, and nothing else.
 
     The first run is not timed, on a CPU either: a student makes its weights of its codes there.
     """
     watch = Watch()
-    device = "cuda" if watch.on_gpu else "cpu"
+    device = torch.device("cuda" if watch.on_gpu else "cpu")
     model, lq = model.to(device), lq[None].to(device)
-    with torch.inference_mode():
+    with offloaded([model], device, case.offload), torch.inference_mode():
         model(lq)
         watch.reset()
         seconds = []

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from quantsr.errors import UserError
 from quantsr.methods.borders import checkpoint_gradients
 from quantsr.methods.distributed import average_gradients
 from quantsr.methods.stages import Batch, Stage
+from quantsr.offload import Offload
 from quantsr.teachers.base import Teacher
 
 
@@ -39,6 +41,8 @@ class StagedModule(LightningModule, ABC):
         self.model = model
         self.step_index = 0
         self.micro_batch: int | None = None
+        self._offloads = False
+        self._offload: Offload | None = None
         self._active: Stage | None = None
         self._stages: list[Stage] | None = None
 
@@ -99,6 +103,16 @@ class StagedModule(LightningModule, ABC):
             raise UserError(f"micro_batch must be at least 1, not {size}")
         self.micro_batch = size
 
+    def offload_parts(self) -> None:
+        """Let the teacher's weights, which the student shares, wait elsewhere while their part does not run.
+
+        See :mod:`quantsr.offload`.
+
+        Raises:
+            UserError: a method that trains them.
+        """
+        self._offloads = True
+
     @abstractmethod
     def models(self) -> dict[str, Teacher]:
         """What is measured when the run is over, by name."""
@@ -127,6 +141,13 @@ class StagedModule(LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         self.teacher.to(self.device)
+        if self._offloads:
+            self._offload = Offload([self.teacher, self.model], self.teacher.parameters(), self.device)
+
+    def on_fit_end(self) -> None:
+        if self._offload is not None:
+            self._offload.close()
+            self._offload = None
 
     def _enter(self, stage: Stage) -> None:
         """Let exactly the stage's parameters train."""
@@ -149,7 +170,8 @@ class StagedModule(LightningModule, ABC):
             stage.loss(batch)
         self.step_index += 1
         if step == stage.steps - 1:
-            stage.finish()
+            with nullcontext() if self._offload is None else self._offload.everything():
+                stage.finish()
         return loss
 
     def _optimize(self, stage: Stage, step: int, batch: Batch) -> Tensor:
@@ -178,6 +200,8 @@ class StagedModule(LightningModule, ABC):
         """Add the gradients of a piece of a batch; returns its share of the loss."""
         loss = stage.loss(piece) * share
         self.manual_backward(loss)
+        if self._offload is not None:
+            self._offload.backward_is_over()
         return loss.detach()
 
     def _optimizer_of(self, stage: Stage) -> Optimizer:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import AdamW
 
+from quantsr.errors import UserError
 from quantsr.losses import EncoderFeatures
 from quantsr.methods.base import StagedModule
 from quantsr.methods.stages import Batch, Group, Stage, warm_cosine
@@ -80,6 +81,9 @@ class TeacherTraining(StagedModule):
         optimizer = partial(AdamW, betas=(0.9, 0.99), weight_decay=1e-4)
         groups = [Group([p for module in modules for p in self.model.get_submodule(module).parameters()], lr)]
         return Stage(name, steps, loss, groups, warm_cosine, optimizer=optimizer, max_norm=self.max_norm)
+
+    def offload_parts(self) -> None:
+        raise UserError("method=teacher trains the weights, which can therefore not wait elsewhere: leave offload out")
 
     def models(self) -> dict[str, Teacher]:
         return {"teacher": self.model}

@@ -118,8 +118,12 @@ class FoldedLayer(nn.Module):
             self.dequantized = self.weight.to(dtype)
         return self.dequantized
 
-    def _load_from_state_dict(self, *args: Any) -> None:
+    def drop_cache(self) -> None:
+        """Forget the weight that :meth:`weight_as` keeps; it is made of the codes again when it is needed."""
         self.dequantized = None
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.drop_cache()
         super()._load_from_state_dict(*args)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,10 +7,12 @@ with T the equivalent transforms of the recipe. What a recipe does not use is no
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from quantsr.quant import refinement
 from quantsr.quant.affine import fake_quantize, qparams
@@ -149,6 +151,10 @@ class QuantizedLayer(nn.Module):
                 self._cache[name] = (sources, state, compute().detach())
         return self._cache[name][2]
 
+    def drop_cache(self) -> None:
+        """Forget what :meth:`cached` keeps; it is computed again when it is needed."""
+        self._cache.clear()
+
     # Forward.
 
     def forward(self, x: Tensor) -> Tensor:
@@ -229,7 +235,11 @@ class QuantizedLayer(nn.Module):
             return None
         parts = [part for part in (self.low_rank, self.update) if part is not None]
         sources = [self.weight, self.offset, *(p for part in parts for p in part.parameters())]
-        return self.cached("offset", sources, self.offset_response)
+        if self.weight.dtype == torch.float32 or not self.offset.requires_grad:
+            return self.cached("offset", sources, self.offset_response)
+        # For the gradient to o, autograd would keep a copy of a 16-bit weight in float32: it is made again there.
+        again = partial(checkpoint, self.offset_response, use_reentrant=False, preserve_rng_state=False)
+        return self.cached("offset", sources, again)
 
     # Calibration.
 

@@ -19,6 +19,7 @@ from quantsr.methods.base import StagedModule
 from quantsr.methods.quantization import QuantizationMethod
 from quantsr.metrics.choice import Metrics
 from quantsr.metrics.cost import cost
+from quantsr.offload import offloaded
 from quantsr.quant.folded import fold
 from quantsr.run.checks import check_frames, chosen_metrics
 from quantsr.run.results import log_results, write_json
@@ -49,6 +50,8 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         raise UserError(f"{type(method).__name__} trains against the ground truth, and the data has none: give data.gt")
     if cfg.gradient_checkpointing:
         method.checkpoint_gradients()
+    if cfg.offload:
+        method.offload_parts()
     if cfg.micro_batch is not None:
         method.split_batches(cfg.micro_batch)
     data.steps, data.first_batches = method.steps, method.first_batches
@@ -113,7 +116,8 @@ def report(
     device = trainer.strategy.root_device
     models = {name: on_device(model, device) for name, model in method.models().items()}
     scale, samples = method.teacher.scale, folder / "outputs"
-    measured = measure(models, data.validation(), scale, metrics.to(device), samples_dir=samples)
+    with offloaded(list(method.models().values()), device, cfg.offload):
+        measured = measure(models, data.validation(), scale, metrics.to(device), samples_dir=samples)
     summary = measured.summary()
     measured.write_csv(folder)
     sheet = folder / "comparison.png"

@@ -62,7 +62,7 @@ def test_a_calibration_with_and_without_what_saves_memory(tmp_path):
     rows = json.loads((tmp_path / "rows.json").read_text())
     stages = ["smoothing", "ranges", "module unet.conv_out", "module unet.time_embedding", "extended"]
     student = "student w4a4 (bfloat16, simulated), one output of 64x64"
-    for options in ("", "gradient checkpointing", "weights of their own"):
+    for options in ("", "gradient checkpointing", "per-part offload", "weights of their own"):
         assert [row["what"] for row in rows if row["options"] == options][-6:] == [*stages, student]
     assert all(row["seconds"] > 0 and row["gib"] > 0 for row in rows)
 

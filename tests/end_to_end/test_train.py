@@ -36,6 +36,16 @@ def test_low_quality_images_alone_calibrate_a_student(run, micro, tmp_path, caps
     assert "minmax" in shown and f"{metrics['fidelity_psnr']:.2f}" in shown
 
 
+def test_offload_changes_nothing_that_a_run_leaves(run, micro, tmp_path):
+    folders = {offload: tmp_path / offload for offload in ("false", "true")}
+    for offload, folder in folders.items():
+        result = run("train.py", *micro, *MICRO_STEPS["minmax"], f"offload={offload}", f"hydra.run.dir={folder}")
+        assert result.code == 0, result.err
+    plain, offloaded = folders.values()
+    for file in ("artefact/student.safetensors", "images.csv", "comparison.png"):
+        assert (offloaded / file).read_bytes() == (plain / file).read_bytes(), file
+
+
 def test_metrics(trained):
     folder, result = trained
     metrics = json.loads((folder / "metrics.json").read_text())

@@ -14,6 +14,7 @@ from quantsr.methods.base import StagedModule
 from quantsr.methods.minmax import MinMax
 from quantsr.methods.passionsr import PassionSR
 from quantsr.methods.qartsr import QArtSR
+from quantsr.methods.qdiffusion import QDiffusion
 from quantsr.methods.quantization import QuantizationMethod
 from quantsr.methods.quantvsr import QuantVSR
 from quantsr.quant.spec import Bits
@@ -26,6 +27,7 @@ SHORT = {
     MinMax: {"observation_steps": 2},
     PassionSR: {"observation_steps": 2, "steps": 4, "transform_lr": 3e-3, "bounds_lr": 1e-2, "relative_lr": True},
     QArtSR: {"observation_steps": 2, "module_steps": 2, "extended_steps": 2, "rank": 2, "update_rank": 2},
+    QDiffusion: {"observation_steps": 1, "weight_steps": 2, "activation_steps": 1},
     QuantVSR: {
         "pairs": 6,
         "complexity_steps": 4,

@@ -77,3 +77,18 @@ def test_one_byte_per_input_is_kept_while_only_the_input_learns(module_and_input
     layer = make(module, x, {}, calibrate)
     x.requires_grad_()
     assert saved_bytes(lambda: layer(x), known=(layer.quantized_weight(),)) == x.numel()
+
+
+def test_no_copy_of_a_16_bit_weight_is_kept_while_the_offset_trains(module_and_input, calibrate, saved_bytes):
+    """The gradient to o takes the weight in float32, which is made once more for the backward pass."""
+    module, x = module_and_input
+    layer = make(module.bfloat16(), x.bfloat16(), {"smoothing": 0.3, "offset": True}, calibrate)
+    parameters = [layer.smoothing.scale.requires_grad_(), layer.offset.requires_grad_()]
+    x = x.bfloat16().requires_grad_()
+    response = layer._offset_response()
+    plain = layer.offset_response()
+    assert torch.equal(response, plain)
+    gradients = (torch.autograd.grad(y.sin().sum(), layer.offset)[0] for y in (response, plain))
+    assert torch.equal(*gradients)
+    kept = saved_bytes(layer._offset_response, known=(*parameters, layer.weight))
+    assert kept < saved_bytes(layer.offset_response, known=(*parameters, layer.weight)) - layer.weight.nbytes
