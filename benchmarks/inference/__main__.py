@@ -1,6 +1,6 @@
-"""Latency, memory and size of inference: full precision, a generic int8 tool, and quantsr's integers. CPU, no file needed.
+"""Latency, memory and size of inference on a CPU: full precision, a generic int8 tool, and quantsr's integers.
 
-    python benchmarks/inference [--networks unet decoder32 decoder64 tiny_image] [--runtimes ...] [--threads 2] [--json FILE]
+    python benchmarks/inference [--networks unet decoder32 decoder64 tiny_image] [--runtimes ...] [--json FILE]
 
 Stable Diffusion 2.1's UNet on 64x64 latents and its VAE decoder on 32x32 and 64x64, with random weights; the packaged
 teacher from 128 to 512 pixels, everything around its networks included. Runtimes:
@@ -14,8 +14,8 @@ teacher from 128 to 512 pixels, everything around its networks included. Runtime
 Every row has a process of its own. Time is the median of --rounds runs after one that is not counted; memory the peak
 of resident memory from loading on (on Linux), Python included; "peak" is the share of the int8 peak: the operations of
 the network's products, by the time, against the fastest int8 product that OpenVINO runs here. Students are calibrated on
-one random latent, their weights are multiplied as int8 whatever they are stored in: below 8 bits a processor saves
-memory, not time.
+one random latent. Weights are multiplied as int8 whatever they are stored in: below 8 bits a processor saves memory,
+not time.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The commands: ``train``, ``evaluate``, ``export`` and ``import_released`` take a ``cfg``, instantiate, run and report.
+"""The commands ``train``, ``evaluate``, ``export`` and ``import_released``: take a ``cfg``, instantiate, run, report.
 
 Hydra's configuration is seen here, and where models and the trainer are built of it; below, signatures are the schema.
 """

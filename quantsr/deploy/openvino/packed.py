@@ -15,7 +15,8 @@ from torch import Tensor
 from quantsr.deploy.pack import pack_bits, unpack_bits
 
 TYPES = {2: ov.Type.u2, 4: ov.Type.u4, 8: ov.Type.u8}
-"""What packs as our own artefact does. Others go into the next larger one: OpenVINO lays out its u3 and u6 otherwise."""
+"""What packs as our own artefact does; other widths take the next larger one: OpenVINO's u3 and u6 are laid out
+otherwise."""
 SHORT = {torch.float16: ov.Type.f16, torch.bfloat16: ov.Type.bf16}
 
 
@@ -46,7 +47,6 @@ def expand(model: ov.Model) -> None:
             continue
         packed = torch.from_numpy(np.array(source.data).reshape(-1).view(np.uint8))
         values = unpack_bits(packed, width, list(source.get_shape())).numpy().astype(np.int16)
-        replaced = convert
         for user in list(convert.output(0).get_target_inputs()):
             subtract = user.get_node()
             if subtract.get_type_name() == "Subtract":

@@ -1,7 +1,7 @@
 """Quantized activations as OpenVINO operations: what a :class:`quantsr.quant.quantizer.Quantizer` computes.
 
-OpenVINO's CPU plugin runs a product in integers if its activation comes from a FakeQuantize with 256 levels and constant
-bounds, and its weight from int8 constants without a zero point. So
+OpenVINO's CPU plugin runs a product in integers if its activation comes from a FakeQuantize with 256 levels and
+constant bounds, and its weight from int8 constants without a zero point. So
 
 - fewer bits are 256 levels of which the upper ones are cut off;
 - a scale and an offset per input channel (smoothing) are in the FakeQuantize's input bounds, at no cost;

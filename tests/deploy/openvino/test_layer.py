@@ -83,7 +83,7 @@ def test_a_scale_per_position_stays_in_floating_point(calibrate):
         module, x = nn.Conv2d(64, 48, size, padding=size // 2).requires_grad_(False), torch.randn(1, 64, 16, 16)
         layer = FoldedLayer.of(make(module, x, FEATURES["tokens"], calibrate, bits=8))
         assert (why_not(layer) is None) == integers
-        assert [primitive.endswith("I8") for primitive in products(compiled(layer, x))][0] == integers
+        assert next(primitive.endswith("I8") for primitive in products(compiled(layer, x))) == integers
 
 
 def test_wide_activations_stay_in_floating_point(calibrate):
