@@ -13,8 +13,8 @@ teacher from 128 to 512 pixels, everything around its networks included. Runtime
 
 Every row has a process of its own. Time is the median of --rounds runs after one that is not counted; memory the peak
 of resident memory from loading on (on Linux), Python included; "peak" is the share of the int8 peak: the operations of
-the network's products, by the time, against the fastest int8 product that OpenVINO runs here. Students are calibrated on
-one random latent. Weights are multiplied as int8 whatever they are stored in: below 8 bits a processor saves memory,
+the network's products, by the time, against the fastest int8 product that OpenVINO runs here. Students are calibrated
+on one random latent. Weights are multiplied as int8 whatever they are stored in: below 8 bits a processor saves memory,
 not time.
 """
 

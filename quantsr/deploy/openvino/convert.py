@@ -76,8 +76,9 @@ def convert(network: nn.Module, example: Tensor) -> ov.Model:
         for name, output in constants(network, example).items():
             replace(network, name, _Constant(output))
         traced = torch.jit.trace(network, example, check_trace=False)
-        model = ov.convert_model(traced, example_input=example, extension=[extension])
-    model.reshape([1, example.shape[1], -1, -1])
+        model = ov.convert_model(
+            traced, example_input=example, input=[1, example.shape[1], -1, -1], extension=[extension]
+        )
     return model
 
 

@@ -89,11 +89,11 @@ def export(folder: str | Path) -> tuple[Path, list[Floating], dict[str, int]]:
         UserError: no artefact there, or one that cannot be expressed: the sentence says why.
     """
     student = load_student(folder)
+    floating = check(student)
     target = artefact_folder(folder) / FOLDER
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    floating = check(student)
     sizes = {}
     for part, model in models(student):
         ov.save_model(model, unfinished / f"{part}.xml", compress_to_fp16=False)

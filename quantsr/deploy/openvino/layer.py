@@ -47,6 +47,21 @@ class IntegerWeight:
         return (self.codes - zero_point) * scale
 
 
+@dataclass(frozen=True)
+class LayerInput:
+    """What a layer makes of its input before the product.
+
+    Attributes:
+        x: transformed, but for what the quantizers' bounds do.
+        slope: of the input's channels, which the bounds apply; None where ``x`` has it already.
+        parts: Qa(T(x)), one for every part of the channels.
+    """
+
+    x: Output
+    slope: Tensor | None
+    parts: list[Quantized]
+
+
 def layer_output(layer: FoldedLayer, x: Output) -> Output:
     """What ``layer(x)`` computes.
 
@@ -55,30 +70,39 @@ def layer_output(layer: FoldedLayer, x: Output) -> Output:
         x: float32 of the layer's input shape, any batch and size.
     """
     operation, recipe = layer.operation, layer.recipe
-    parts = recipe.parts(layer.codes.shape[1])
-    ndim = layer.codes.ndim if operation.kind != "Linear" else x.get_partial_shape().rank.get_length()
+    given, total = layer_input(layer, x), None
+    for act, weight in zip(given.parts, integer_weights(layer), strict=True):
+        y = _product(operation, act, weight, recipe.weight.bits, why_not(layer) is None)
+        total = y if total is None else op.add(total, y).output(0)
+    if recipe.rank:
+        down = layer.L2.float()
+        if given.slope is not None:
+            down = down * along(given.slope, 1, down.ndim)
+        total = op.add(total, _pointwise(operation, product(operation, given.x, constant(down)), layer.L1)).output(0)
+    added = _constant_output(layer, x)
+    return total if added is None else op.add(total, added).output(0)
+
+
+def layer_input(layer: FoldedLayer, x: Output) -> LayerInput:
+    """The transformed and quantized input of a layer."""
+    axis, ndim, parts = layer.operation.axis, _ndim(x), layer.recipe.parts(layer.codes.shape[1])
     slope = offset = None
     if layer.smoothing is not None and _folds(layer):
         slope = 1 / layer.smoothing.scale.detach()
         offset = None if layer.smoothing.offset is None else layer.smoothing.offset.detach()
     elif layer.smoothing is not None:
-        x = _smoothed(layer, x, ndim)
+        x = _smoothed(layer, x)
     if layer.rotation is not None:
-        x = _rotated(layer, x, ndim)
+        x = _rotated(layer, x)
+    slopes, offsets = (_pieces(vector, parts, axis, ndim) for vector in (slope, offset))
+    pieces = split(x, axis % ndim, parts)
+    quantizer = layer.input_quantizer
+    found = [quantized(piece, quantizer, n, slopes[n], offsets[n]) for n, piece in enumerate(pieces)]
+    return LayerInput(x, slope, found)
 
-    pieces = split(x, operation.axis % ndim, parts)
-    slopes, offsets = (_pieces(vector, parts, operation.axis, ndim) for vector in (slope, offset))
-    weights = integer_weights(layer)
-    total = None
-    for number, piece in enumerate(pieces):
-        act = quantized(piece, layer.input_quantizer, number, slopes[number], offsets[number])
-        y = _product(operation, act, weights[number], recipe.weight.bits, why_not(layer) is None)
-        total = y if total is None else op.add(total, y).output(0)
-    if recipe.rank:
-        down = layer.L2.float() if slope is None else layer.L2.float() * along(slope, 1, layer.L2.ndim)
-        total = op.add(total, _pointwise(operation, product(operation, x, constant(down)), layer.L1)).output(0)
-    added = _constant_output(layer, x, ndim)
-    return total if added is None else op.add(total, added).output(0)
+
+def _ndim(x: Output) -> int:
+    return x.get_partial_shape().rank.get_length()
 
 
 def why_not(layer: FoldedLayer) -> str | None:
@@ -165,13 +189,13 @@ def _ones(x: Output) -> Output:
     return op.broadcast(constant(1.0), op.concat([constant([1, 1], np.int64), spatial], 0)).output(0)
 
 
-def _constant_output(layer: FoldedLayer, x: Output, ndim: int) -> Output | None:
+def _constant_output(layer: FoldedLayer, x: Output) -> Output | None:
     """b + b_align, and what the offset is worth at every position."""
     bias, response = layer.bias, layer.offset_response
     if layer.operation.kind == "Linear":
         values = [t for t in (bias, None if response is None else response[:, 0]) if t is not None]
         return constant(sum(values)) if values else None
-    total = None if bias is None else constant(bias.view(1, -1, *[1] * (ndim - 2)))
+    total = None if bias is None else constant(bias.view(1, -1, *[1] * (_ndim(x) - 2)))
     if response is None:
         return total
     y = product(layer.operation, _ones(x), constant(response))
@@ -193,16 +217,16 @@ def _folds(layer: FoldedLayer) -> bool:
     return static and layer.rotation is None and not (layer.recipe.offset and layer.recipe.rank)
 
 
-def _smoothed(layer: FoldedLayer, x: Output, ndim: int) -> Output:
-    scale, offset = layer.smoothing.scale.detach(), layer.smoothing.offset
+def _smoothed(layer: FoldedLayer, x: Output) -> Output:
+    ndim, scale, offset = _ndim(x), layer.smoothing.scale.detach(), layer.smoothing.offset
     if offset is not None:
         x = op.subtract(x, constant(along(offset.detach(), layer.operation.axis, ndim))).output(0)
     return op.multiply(x, constant(along(1 / scale, layer.operation.axis, ndim))).output(0)
 
 
-def _rotated(layer: FoldedLayer, x: Output, ndim: int) -> Output:
+def _rotated(layer: FoldedLayer, x: Output) -> Output:
     """x H, part by part, as one product with H in floating point."""
-    parts, axis = layer.rotation.sizes, layer.operation.axis
+    parts, axis, ndim = layer.rotation.sizes, layer.operation.axis, _ndim(x)
     eye = torch.eye(sum(parts))
     matrix = layer.rotation._rotate(eye, -1)  # Row i of x H is that of the unit vector i.
     if axis % ndim == ndim - 1:
