@@ -107,13 +107,14 @@ def open_demo(run: Path, runtime: str, device: str | None, teacher: str | None, 
     try:
         model = teacher_of(config) if teacher is None else load_teacher(teacher)
         original = Pipeline(model.to(student.device), student.device)
-        original.tile = student.tile
+        if student.tile is not None:
+            original.tile = student.tile
         notes.append(f"Teacher: full precision, torch on {student.device}.")
     except UserError as error:
         if teacher is not None:
             raise
         original = None
-        notes.append(f"Without the teacher: {error}.")
+        notes.append(f"Without the teacher: {str(error).rstrip('.')}.")
     for pipe in (student, original):
         if pipe is not None:  # The first call prepares what later ones find ready: it is not to be timed.
             pipe(torch.zeros(3, 16, 16))

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -107,7 +108,16 @@ def test_examples_are_low_quality_crops_of_the_packaged_photographs(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def address(demo, tmp_path_factory) -> Iterator[str]:
+def hosts() -> Iterator[set]:
+    """Names and addresses that this process has looked for."""
+    found, resolve = set(), socket.getaddrinfo
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", lambda host, *args, **kw: found.add(host) or resolve(host, *args, **kw))
+        yield found
+
+
+@pytest.fixture(scope="module")
+def address(demo, hosts, tmp_path_factory) -> Iterator[str]:
     """Of the page, served."""
     pytest.importorskip("gradio")
     folder = tmp_path_factory.mktemp("examples")
@@ -227,6 +237,12 @@ def test_a_photo_that_is_too_large_is_refused_in_words(shown, tmp_path):
 def test_no_photo(shown):
     shown.get_by_role("button", name="Upscale x4").click()
     shown.get_by_text("Drop a photo first").wait_for()
+
+
+def test_the_server_asks_nobody_either(shown, hosts, tmp_path):
+    upload(shown, picture(0, side=16), tmp_path)
+    upscale(shown)
+    assert "127.0.0.1" in hosts and hosts <= {"127.0.0.1", "localhost", None}
 
 
 def test_it_says_what_runs(shown):

@@ -89,13 +89,7 @@ def load_student(folder: str | Path) -> Teacher:
             name, _, kind = key.partition(":")
             _place(student, Swap(name, kind, "", recipes[number]))
     try:
-        for name, layer in student.named_modules():
-            if isinstance(layer, FoldedLayer):
-                codes = tensors[f"{name}.codes"]
-                tensors[f"{name}.codes"] = unpack_bits(codes, layer.recipe.weight.bits, layer.codes.shape)
-        own = student.state_dict()
-        # Copies, not the mapping itself: a student has to outlive changes of its file.
-        found = {name: t.to(own[name].dtype, copy=True) if name in own else t for name, t in tensors.items()}
+        found = _unpacked(student, tensors)
         missing, unexpected = student.load_state_dict(found, strict=False, assign=True)
     except (KeyError, ValueError, RuntimeError) as error:  # Of other names, of other widths, of other shapes.
         raise UserError(f"{folder} does not fit its own configuration: {error}") from error
@@ -104,6 +98,22 @@ def load_student(folder: str | Path) -> Teacher:
             f"{folder} does not fit its own configuration: missing {missing[:3]}, unexpected {unexpected[:3]}"
         )
     return student.freeze()
+
+
+def _unpacked(student: Teacher, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a file holds as ``student`` has it: codes one by one, the rest in its dtype.
+
+    All of it is copied: a student has to outlive changes of its file, which is mapped.
+    """
+    own = student.state_dict()
+    layers = {f"{name}.codes": layer for name, layer in student.named_modules() if isinstance(layer, FoldedLayer)}
+
+    def converted(name: str, tensor: Tensor) -> Tensor:
+        if (layer := layers.get(name)) is not None:
+            return unpack_bits(tensor, layer.recipe.weight.bits, layer.codes.shape)
+        return tensor.to(own[name].dtype, copy=True) if name in own else tensor
+
+    return {name: converted(name, tensor) for name, tensor in tensors.items()}
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,11 @@ def is_image(path: Path) -> bool:
 
 
 def upscale_clip(
-    pipe: Pipeline, clip: Frames, video: Path | None = None, images: list[Path] | None = None, bars: Bars | None = None
+    pipe: Pipeline,
+    clip: Frames,
+    video: Path | None = None,
+    images: Iterable[Path] | None = None,
+    bars: Bars | None = None,
 ) -> None:
     """Put a clip through a pipeline, frame after frame; nothing is held but a segment, however long the clip is.
 
@@ -60,7 +64,7 @@ def upscale_clip(
         pipe: of images or clips.
         clip: what to upscale.
         video: the mp4 file to write; its rate is the clip's.
-        images: as many files as frames, to write them to.
+        images: files to write the frames to, as many as there are or more: how many a video has is known at its end.
         bars: where a bar is drawn.
 
     Raises:

@@ -20,6 +20,7 @@ from quantsr.teachers.base import Teacher
 from quantsr.teachers.one_step import OneStepTeacher
 from quantsr.upscaling import on_device, takes_batches
 
+
 def checked_device(device: str | None) -> str:
     """``device``, or a GPU if there is one.
 

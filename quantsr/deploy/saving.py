@@ -38,8 +38,8 @@ def save_image(image: Tensor, path: Path) -> Path:
 
 
 def saved(frames: Iterable[Tensor], paths: Iterable[Path]) -> Iterator[Tensor]:
-    """Frames ``(3, h, w)`` as they come, each written to its path on the way."""
-    for frame, path in zip(frames, paths, strict=True):
+    """Frames ``(3, h, w)`` as they come, each written to its path on the way; there may be more paths."""
+    for frame, path in zip(frames, paths, strict=False):
         save_image(frame, path)
         yield frame
 

@@ -1,5 +1,6 @@
 """``eval.py``: measure a student or ready-made outputs, or upscale a file."""
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def upscale_file(cfg: DictConfig, device: str) -> dict[str, Any]:
     pipe, output = Pipeline(student, device), folder / f"{path.stem}.png"
     with Bars() as bars:
         if isinstance(source, Frames):
-            images = [output.with_suffix("") / f"{number:05d}.png" for number in range(len(source))]
+            images = (output.with_suffix("") / f"{number:05d}.png" for number in count())
             upscale_clip(pipe, source, output.with_suffix(".mp4"), images, bars)
         else:
             save_image(pipe.restore(to_float(source)[None], bars)[0], output)

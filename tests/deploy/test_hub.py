@@ -1,12 +1,13 @@
 """To the hub and back, without a network: the calls to it are patched."""
 
 import shutil
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 import quantsr
@@ -81,7 +82,7 @@ class TestCard:
 
 
 class Api:
-    """The calls that were made to the hub, and the files that it was given."""
+    """The calls that were made to the hub, as its own interface has them, and the files that it was given."""
 
     def __init__(self):
         self.calls, self.files = [], []
@@ -91,9 +92,11 @@ class Api:
         return self
 
     def create_repo(self, repo_id, **options):
+        signature(HfApi.create_repo).bind(self, repo_id, **options)
         self.calls.append(("create_repo", repo_id, options))
 
     def upload_folder(self, *, folder_path, **options):
+        signature(HfApi.upload_folder).bind(self, folder_path=folder_path, **options)
         self.files = sorted(path.name for path in Path(folder_path).iterdir())
         self.calls.append(("upload_folder", options))
         return SimpleNamespace(commit_url="https://hub/commit/1", pr_url="https://hub/discussions/1")
@@ -132,7 +135,10 @@ class TestDownload:
         """What was asked of the hub, which has the student of images."""
         asked = []
 
+        interface = signature(hub.snapshot_download)
+
         def snapshot_download(name, **options):
+            interface.bind(name, **options)
             asked.append((name, options))
             return str(image_run / "artefact")
 
