@@ -37,7 +37,8 @@ def build_architecture(cfg: DictConfig) -> Teacher:
     given = [key for key in cfg.teacher if key != "_target_" and not OmegaConf.is_missing(cfg.teacher, key)]
     config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, ["teacher", "seed"]), resolve=True)["teacher"]
     with torch.device("meta"):
-        return architecture(**{key: config[key] for key in given}).freeze()
+        teacher = architecture(**{key: config[key] for key in given})
+    return teacher.to("meta").freeze()  # Constants that follow from the arguments are made elsewhere.
 
 
 def load_models(artefact: str | Path, teacher: str | None = None, tile: int | None = None) -> tuple[Teacher, Teacher]:

@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from quantsr.tiling import scattered, tiled
+from quantsr.tiling import check_batch, scattered, tiled
 
 
 def by_tiles(
@@ -26,6 +26,7 @@ def by_tiles(
     size: int,
     stride: int,
     scale: Fraction | int = 1,
+    batch: int = 1,
 ) -> Tensor:
     """``function(x)``, which runs ``network``, in tiles where ``x`` is larger than one; else as it is.
 
@@ -34,7 +35,13 @@ def by_tiles(
             applies statistics: ``network.shared_statistics()``.
         function, size, stride, scale: as :func:`quantsr.tiling.tiled` takes them; blended under Gaussian weights.
         x: ``(b, c, h, w)``.
+        batch: tiles at a time. Statistics are measured tile by tile all the same: a tile is normalized by those of the
+            tiles before it, so that in batches they would be others.
+
+    Raises:
+        UserError: no tile at a time.
     """
+    check_batch(batch)
     if max(x.shape[-2:]) <= size:
         return function(x)
     own = getattr(network, "shared_statistics", None)
@@ -43,7 +50,7 @@ def by_tiles(
         for tile in scattered(x, size):
             function(tile)
     with statistics.applied():
-        return tiled(function, [x], size, stride, "gaussian", scale)
+        return tiled(function, [x], size, stride, "gaussian", scale, batch)
 
 
 class SharedStatistics:
@@ -70,6 +77,8 @@ class SharedStatistics:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within, the norms use the statistics instead of their input's, as constants without gradient.
+
+        Several tiles can come as one batch, behind each other as :func:`quantsr.tiling.tiled` puts them.
 
         A backward pass that computes activations again (checkpointing) has to be inside, too.
         """
@@ -100,9 +109,9 @@ class SharedStatistics:
         count, total, squares = self.moments[norm]
         mean, channels = total / count, norm.num_channels // norm.num_groups
         deviation = (squares / count - mean**2 + norm.eps).sqrt()
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype, tiles = torch.promote_types(x.dtype, torch.float32), len(x) // len(mean)
         mean, deviation = (
-            t.repeat_interleave(channels, 1).to(dtype).view(*t.shape[:1], -1, *[1] * (x.ndim - 2))
+            t.repeat_interleave(channels, 1).repeat(tiles, 1).to(dtype).view(len(x), -1, *[1] * (x.ndim - 2))
             for t in (mean, deviation)
         )
         weight, bias = (t.view(-1, *[1] * (x.ndim - 2)).to(dtype) for t in (norm.weight, norm.bias))

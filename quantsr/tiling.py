@@ -54,8 +54,9 @@ def tiled(
     stride: int,
     weights: str = "gaussian",
     scale: Fraction | int = 1,
+    batch: int = 1,
 ) -> Tensor:
-    """``function(*inputs)`` on maps of any size, one tile after the other.
+    """``function(*inputs)`` on maps of any size, tile after tile.
 
     Args:
         function: takes the tiles of the inputs, each ``(..., tile_h, tile_w)``, and returns a tensor of ``scale`` times
@@ -66,16 +67,20 @@ def tiled(
         weights: ``gaussian`` favours the middle of a tile, see :func:`gaussian`; ``uniform`` is the plain average.
         scale: between the function's input and output; a decoder from 1/8 has 8, its encoder ``Fraction(1, 8)``. It
             must keep sizes and starts of tiles whole, and h and w.
+        batch: tiles given to the function at a time, one behind the other along the first axis, which is then that of
+            the images: of n tiles of b images, image i of tile k is number ``k b + i``. Inputs and result have the same
+            first axis.
 
     Returns:
         ``(..., scale*h, scale*w)`` in the dtype of what the function returns, summed in float32 or better. Maps no
         larger than a tile are given to the function as they are.
 
     Raises:
-        UserError: a stride that leaves gaps.
+        UserError: a stride that leaves gaps, or no tile at a time.
         ValueError: inputs of different sizes, unknown weights, a scale that does not divide sizes or starts, or a
             function that returns another size.
     """
+    check_batch(batch)
     sizes = {tuple(x.shape[-2:]) for x in inputs}
     if len(sizes) != 1:
         raise ValueError(f"inputs share one height and width, not {sorted(sizes)}")
@@ -84,8 +89,11 @@ def tiled(
     if len(rows) == len(columns) == 1:
         return function(*inputs)
     total = None
-    for (y, out_y, weight_y), (x, out_x, weight_x) in product(rows, columns):
-        tile = function(*(tensor[..., y, x] for tensor in inputs))
+    places = list(product(rows, columns))
+    cuts = [(y, x) for (y, _, _), (x, _, _) in places]
+    for ((_, out_y, weight_y), (_, out_x, weight_x)), tile in zip(
+        places, _in_batches(function, inputs, cuts, batch), strict=True
+    ):
         if tile.shape[-2:] != (len(weight_y), len(weight_x)):
             came, expected = (f"{w} x {h}" for h, w in (tile.shape[-2:], (len(weight_y), len(weight_x))))
             raise ValueError(f"a tile of {expected} has come back as {came}")
@@ -95,6 +103,28 @@ def tiled(
         weight = torch.outer(weight_y, weight_x).to(total.dtype).to(total.device)
         total[..., out_y, out_x] += tile * weight
     return total.to(tile.dtype)
+
+
+def check_batch(batch: int) -> None:
+    """Refuse a number of tiles at a time below 1 with a UserError."""
+    if batch < 1:
+        raise UserError(f"batch takes a number of tiles at a time, 1 or more, not {batch}.")
+
+
+def _in_batches(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], cuts: Sequence[tuple[slice, slice]], batch: int
+) -> Iterator[Tensor]:
+    """``function`` of the tiles at ``cuts``, one after the other, computed ``batch`` at a time.
+
+    All tiles of a map are of one size, so that they fit behind each other.
+    """
+    for first in range(0, len(cuts), batch):
+        chosen = cuts[first : first + batch]
+        if len(chosen) == 1:  # Views, not copies.
+            yield function(*(tensor[..., y, x] for tensor in inputs for y, x in chosen))
+        else:
+            tiles = [torch.cat([tensor[..., y, x] for y, x in chosen]) for tensor in inputs]
+            yield from function(*tiles).chunk(len(chosen))
 
 
 def gaussian(size: int) -> Tensor:

@@ -98,3 +98,19 @@ def test_scales():
     assert by_tiles(up, up, random_map(1, 8, 20, 36), 16, 12, 2).shape == (1, 8, 40, 72)
     down = nn.Sequential(norm(), nn.AvgPool2d(4))
     assert by_tiles(down, down, random_map(1, 8, 20, 36), 16, 12, Fraction(1, 4)).shape == (1, 8, 5, 9)
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_tiles_in_batches_are_normalized_as_one_by_one(batch):
+    """Two images of different contrast: each tile keeps the statistics of its own."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), norm(), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1), norm())
+    x = random_map(2, 3, 40, 56) * torch.tensor([1, 0.2]).view(2, 1, 1, 1)
+    one_by_one = by_tiles(network, network, x, 16, 8)
+    torch.testing.assert_close(by_tiles(network, network, x, 16, 8, batch=batch), one_by_one, atol=1e-5, rtol=1e-5)
+
+
+def test_statistics_are_measured_tile_by_tile_in_batches_too():
+    network, x, sizes = norm(), random_map(2, 8, 32, 32), []
+    by_tiles(network, lambda tile: sizes.append(len(tile)) or network(tile), x, 16, 16, batch=3)
+    assert sizes == [2, 2, 2, 2, 6, 2]

@@ -166,6 +166,44 @@ class TestScale:
             tiled(lambda tile: tile, [random_map(1, 20, 20)], 16, 8, "gaussian", 2)
 
 
+class TestBatches:
+    """Several tiles at a time, behind each other."""
+
+    @staticmethod
+    def function(image: Tensor, features: Tensor) -> Tensor:
+        """Depends on the whole tile and on which image of the batch it is from."""
+        return image.mean((-3, -2, -1), keepdim=True) + features.sin()
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("height, width", [(20, 33), (41, 9), (16, 16)], ids=str)
+    @pytest.mark.parametrize("batch", [2, 3, 100])
+    def test_a_batched_result_is_the_unbatched_one(self, kind, height, width, batch):
+        maps = [random_map(2, 3, height, width), random_map(2, 5, height, width, seed=1)]
+        batched = tiled(self.function, maps, 16, 8, kind, batch=batch)
+        torch.testing.assert_close(batched, tiled(self.function, maps, 16, 8, kind), rtol=1e-6, atol=1e-6)
+
+    def test_tiles_are_computed_once_and_the_last_batch_has_the_rest(self):
+        numbers = []
+
+        def function(tiles: Tensor) -> Tensor:
+            numbers.append(len(tiles))
+            return tiles
+
+        tiled(function, [random_map(2, 1, 20, 40)], 16, 8, batch=3)  # 2 x 4 tiles of 2 images.
+        assert numbers == [6, 6, 4]
+
+    def test_image_i_of_tile_k_is_number_kb_plus_i(self):
+        x = torch.arange(2 * 4).view(2, 1, 1, 4).float()
+        seen = []
+        tiled(lambda tiles: seen.append(tiles.flatten(1)) or tiles, [x], 2, 2, "uniform", batch=2)
+        assert torch.equal(seen[0], torch.tensor([[0.0, 1], [4, 5], [2, 3], [6, 7]]))
+
+    @pytest.mark.parametrize("batch", [0, -1])
+    def test_no_tile_at_a_time_is_refused_even_where_one_is_enough(self, batch):
+        with pytest.raises(UserError, match="batch takes a number of tiles"):
+            tiled(lambda tile: tile, [random_map(1, 8, 8)], 16, 8, batch=batch)
+
+
 class TestScattered:
     @pytest.mark.parametrize("height, width", [(20, 33), (16, 48), (9, 41)])
     def test_all_of_the_map(self, height, width):

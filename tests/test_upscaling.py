@@ -1,12 +1,13 @@
-"""A model runs over images and clips of any length, and a clip goes from files to files."""
+"""A model runs over images and clips of any length."""
 
 import pytest
 import torch
 
-from quantsr.data.video import iter_frames, open_frames
-from quantsr.evaluation import as_saved
-from quantsr.upscaling import on_device, stream_frames, upscale
-from tests.conftest import micro_teacher, micro_video_teacher, picture
+from quantsr.quant.prepare import prepare
+from quantsr.quant.recipe import LayerRecipe, Rule
+from quantsr.quant.spec import AffineSpec
+from quantsr.upscaling import on_device, stream_frames, takes_batches
+from tests.conftest import micro_teacher, micro_video_teacher
 
 
 class TestOnDevice:
@@ -45,12 +46,20 @@ class TestOnDevice:
         assert [frame.shape for frame in frames] == [(3, 32, 32)] * length
 
 
-def test_a_clip_goes_from_files_to_files(tmp_path):
-    (tmp_path / "clip").mkdir()
-    for i in range(4):
-        picture(i, side=16).save(tmp_path / "clip" / f"{i}.png")
-    teacher = micro_teacher().freeze()
-    video, images = upscale(teacher, open_frames(tmp_path / "clip"), tmp_path / "out", "cpu")
-    assert (video, images) == (tmp_path / "out" / "clip.mp4", tmp_path / "out" / "clip") and video.is_file()
-    lq = torch.stack(list(iter_frames(tmp_path / "clip")))
-    torch.testing.assert_close(torch.stack(list(iter_frames(images))), as_saved(on_device(teacher, "cpu")(lq[None])[0]))
+class TestTakesBatches:
+    @pytest.mark.parametrize(
+        ("act", "expected"),
+        [
+            (AffineSpec(4), True),
+            (AffineSpec(4, granularity="token", range="dynamic"), True),
+            (AffineSpec(4, range="dynamic"), False),
+        ],
+        ids=["static", "dynamic by the token", "dynamic by the tensor"],
+    )
+    def test_not_where_all_that_is_given_at_a_time_has_one_range(self, teacher, act, expected):
+        student = teacher.twin()
+        prepare(student, [Rule("*", LayerRecipe(AffineSpec(4, granularity="channel"), act))])
+        assert takes_batches(student) is expected
+
+    def test_full_precision(self, teacher):
+        assert takes_batches(teacher)

@@ -43,12 +43,17 @@ def read_image(path: str | Path) -> Tensor:
         OSError: if the file is missing or is no readable image.
     """
     with Image.open(path) as file:
-        # Cameras store a portrait as a landscape with a note to turn it.
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I;16"):
-            # Pillow's own conversion clips at 255 instead of scaling.
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        pixels = np.array(image.convert("RGB"))
+        return rgb_pixels(file)
+
+
+def rgb_pixels(image: Image.Image) -> Tensor:
+    """The pixels of an image as :func:`read_image` returns them."""
+    # Cameras store a portrait as a landscape with a note to turn it.
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255 instead of scaling.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    pixels = np.array(image.convert("RGB"))
     return rearrange(torch.from_numpy(pixels), "h w c -> c h w").contiguous()
 
 

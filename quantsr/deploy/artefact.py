@@ -27,7 +27,7 @@ from quantsr.quant.prepare import Swap, apply_swap
 from quantsr.quant.recipe import AttentionRecipe, LayerRecipe
 from quantsr.quant.spec import AffineSpec
 from quantsr.teachers.base import Teacher
-from quantsr.teachers.files import build_teacher
+from quantsr.teachers.files import teacher_without_weights
 
 WEIGHTS, CONFIG = "student.safetensors", "config.json"
 FORMAT = 2
@@ -74,24 +74,23 @@ def save_student(
 def load_student(folder: str | Path) -> Teacher:
     """The student of an artefact folder, or of the run folder that holds one: ``student(lq)`` super-resolves.
 
-    Its outputs are bit for bit those of the student that was saved.
+    Its outputs are bit for bit those of the student that was saved. It is built on the meta device and takes over the
+    file's tensors: nothing is drawn, and no weight is in memory twice.
 
     Raises:
         UserError: no artefact there, a damaged one, or one of a newer format.
     """
     config = read_config(folder)
-    student = build_teacher(**config["model"])
+    student = teacher_without_weights(**config["model"])
     tensors = _read_weights(artefact_folder(folder) / WEIGHTS)
     recipes = [_recipe(entry) for entry in config["recipes"]]
-    for key, number in config["modules"].items():
-        name, _, kind = key.partition(":")
-        _place(student, Swap(name, kind, "", recipes[number]))
+    with torch.device("meta"):
+        for key, number in config["modules"].items():
+            name, _, kind = key.partition(":")
+            _place(student, Swap(name, kind, "", recipes[number]))
     try:
-        for name, layer in student.named_modules():
-            if isinstance(layer, FoldedLayer):
-                codes = tensors[f"{name}.codes"]
-                tensors[f"{name}.codes"] = unpack_bits(codes, layer.recipe.weight.bits, layer.codes.shape)
-        missing, unexpected = student.load_state_dict(tensors, strict=False)
+        found = _unpacked(student, tensors)
+        missing, unexpected = student.load_state_dict(found, strict=False, assign=True)
     except (KeyError, ValueError, RuntimeError) as error:  # Of other names, of other widths, of other shapes.
         raise UserError(f"{folder} does not fit its own configuration: {error}") from error
     if missing or unexpected:
@@ -99,6 +98,22 @@ def load_student(folder: str | Path) -> Teacher:
             f"{folder} does not fit its own configuration: missing {missing[:3]}, unexpected {unexpected[:3]}"
         )
     return student.freeze()
+
+
+def _unpacked(student: Teacher, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a file holds as ``student`` has it: codes one by one, the rest in its dtype.
+
+    All of it is copied: a student has to outlive changes of its file, which is mapped.
+    """
+    own = student.state_dict()
+    layers = {f"{name}.codes": layer for name, layer in student.named_modules() if isinstance(layer, FoldedLayer)}
+
+    def converted(name: str, tensor: Tensor) -> Tensor:
+        if (layer := layers.get(name)) is not None:
+            return unpack_bits(tensor, layer.recipe.weight.bits, layer.codes.shape)
+        return tensor.to(own[name].dtype, copy=True) if name in own else tensor
+
+    return {name: converted(name, tensor) for name, tensor in tensors.items()}
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -150,7 +165,7 @@ def artefact_folder(folder: str | Path) -> Path:
 
 
 def _place(student: nn.Module, swap: Swap) -> None:
-    """Put the empty inference form of one module into ``student``."""
+    """Put the empty inference form of one module into ``student``, on the meta device."""
     if isinstance(swap.recipe, LayerRecipe):
         module: Any = student.get_submodule(swap.name)
         shape, has_bias = module.weight.shape, module.bias is not None

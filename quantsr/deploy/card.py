@@ -2,16 +2,43 @@
 
 from typing import Any
 
+import yaml
+
+from quantsr.teachers.files import PACKAGED
+
+PACKAGED_NAMES = {path.stem for path in PACKAGED.glob("*.safetensors")}
+
+
+def front_matter(config: dict[str, Any]) -> dict[str, Any]:
+    """What the hub reads about an artefact, from its configuration.
+
+    The licence is that of the packaged teachers where the student is of one; any other teacher has its own, which a
+    student of it inherits: ``other`` until its owner says which.
+    """
+    clips = config["model"]["kind"] == "mgldvsr"
+    packaged = config.get("teacher") in PACKAGED_NAMES
+    measured = (config.get("metrics") or {}).get("student") or {}
+    names = {"psnr_y": "psnr", "ssim": "ssim", "lpips": "lpips"}
+    matter = {
+        "library_name": "quantsr",
+        "pipeline_tag": "video-to-video" if clips else "image-to-image",
+        "tags": ["super-resolution", "quantization", "diffusion"],
+        "license": "apache-2.0" if packaged else "other",
+        "metrics": [name for key, name in names.items() if key in measured],
+    }
+    return {key: value for key, value in matter.items() if value}
+
+
+def with_front_matter(matter: dict[str, Any], text: str) -> str:
+    """Markdown behind its front matter."""
+    return f"---\n{yaml.safe_dump(matter, sort_keys=False)}---\n{text}"
+
 
 def model_card(config: dict[str, Any]) -> str:
     """Markdown with the hub's front matter, from an artefact's configuration."""
-    sizes = config["bytes"]
+    sizes, clips = config["bytes"], config["model"]["kind"] == "mgldvsr"
+    call = 'pipe("clip.mp4", output="large.mp4")' if clips else 'pipe("photo.jpg").save("large.png")'
     lines = [
-        "---",
-        "library_name: quantsr",
-        "pipeline_tag: image-to-image",
-        "tags: [super-resolution, quantization, diffusion]",
-        "---",
         "",
         f"# {config.get('name', 'Quantized super-resolution student')}",
         "",
@@ -25,13 +52,15 @@ def model_card(config: dict[str, Any]) -> str:
         "```python",
         "import quantsr",
         "",
-        'student = quantsr.load("this folder")  # (b, 3, h, w) RGB in [0, 1] -> (b, 3, 4h, 4w)',
+        'pipe = quantsr.load("this folder")  # of a repository on the hub: quantsr.from_pretrained("user/name")',
+        call,
         "```",
         "",
-        "Inference is simulated quantization: weights are unpacked to float, activations are rounded in float.",
+        "By default inference is simulated quantization: weights are unpacked to float, activations are rounded in "
+        "float.",
         "",
     ]
-    return "\n".join(lines)
+    return with_front_matter(front_matter(config), "\n".join(lines))
 
 
 def _measured(metrics: dict[str, Any]) -> list[str]:

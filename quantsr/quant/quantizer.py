@@ -46,7 +46,8 @@ class Quantizer(nn.Module):
         super().__init__()
         self.spec, self.sizes, self.axis, self.rows = spec, tuple(sizes), axis, rows
         self.pending: Tensor | None = None
-        part_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(self.sizes))
+        with torch.device("cpu"):  # In no state dict: its values are needed where others are on the meta device.
+            part_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(self.sizes))
         self.register_buffer("part_of", part_of if len(sizes) > 1 else None, persistent=False)
         shape = (rows, len(sizes)) if spec.granularity == "channel" else (len(sizes),)
         self._declare(torch.full(shape, torch.nan))

@@ -107,10 +107,11 @@ class Rotation(nn.Module):
         super().__init__()
         self.sizes, self.axis = tuple(sizes), axis
         generator = torch.Generator().manual_seed(seed)
-        for number, size in enumerate(self.sizes):
-            fast = factor(size) is not None
-            signs = torch.randint(2, (size,), generator=generator) * 2.0 - 1
-            self.register_buffer(f"rotation_{number}", signs if fast else random_orthogonal(size, generator))
+        with torch.device("cpu"):  # The generator's.
+            for number, size in enumerate(self.sizes):
+                fast = factor(size) is not None
+                signs = torch.randint(2, (size,), generator=generator) * 2.0 - 1
+                self.register_buffer(f"rotation_{number}", signs if fast else random_orthogonal(size, generator))
 
     def set_matrices(self, matrices: Sequence[Tensor]) -> None:
         """Use these orthogonal matrices, ``(size, size)`` for each part, instead of the drawn ones."""

@@ -1,5 +1,6 @@
 """``eval.py``: measure a student or ready-made outputs, or upscale a file."""
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +8,23 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from quantsr.data.files import EXTENSIONS, read_one
+from quantsr.data.clip_frames import Frames
+from quantsr.data.degradations import to_float
+from quantsr.data.files import read_one
 from quantsr.data.frames import FramesDataModule
 from quantsr.data.pairs import PairsDataModule, match_folders
 from quantsr.data.video import open_frames
+from quantsr.deploy.files import is_image, upscale_clip
+from quantsr.deploy.pipeline import Pipeline
+from quantsr.deploy.progress import Bars
+from quantsr.deploy.saving import save_image
 from quantsr.errors import UserError
 from quantsr.evaluation import Report, measure, measure_outputs, print_table
 from quantsr.loading import load_models
 from quantsr.metrics.choice import choose, print_choice
 from quantsr.run.checks import check_frames, chosen_metrics
 from quantsr.run.results import write_json
-from quantsr.upscaling import on_device, upscale, upscale_image
+from quantsr.upscaling import on_device
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -47,16 +54,19 @@ def upscale_file(cfg: DictConfig, device: str) -> dict[str, Any]:
     if cfg.artefact is None:
         raise UserError("eval.py input=FILE upscales by a student: give artefact=FOLDER too")
     path, folder = Path(cfg.input).expanduser(), Path(cfg.run_dir) / "images"
-    is_image = path.suffix.lower() in EXTENSIONS and not path.is_dir()
-    source = read_one(path) if is_image else open_frames(path)
+    source = read_one(path) if is_image(path) else open_frames(path)
     student, _ = load_models(cfg.artefact, cfg.teacher, cfg.tile)
-    if is_image:
-        output = folder / f"{path.stem}.png"
-        upscale_image(student, source, output, device)
+    pipe, output = Pipeline(student, device), folder / f"{path.stem}.png"
+    with Bars() as bars:
+        if isinstance(source, Frames):
+            images = (output.with_suffix("") / f"{number:05d}.png" for number in count())
+            upscale_clip(pipe, source, output.with_suffix(".mp4"), images, bars)
+        else:
+            save_image(pipe.restore(to_float(source)[None], bars)[0], output)
+    if not isinstance(source, Frames):
         print(f"image    {output}")
         return {"images": 1}
-    video, images = upscale(student, source, folder, device)
-    print(f"video    {video}\nframes   {images}")
+    print(f"video    {output.with_suffix('.mp4')}\nframes   {output.with_suffix('')}")
     return {"frames": len(source)}
 
 

@@ -13,6 +13,7 @@ from quantsr.errors import UserError
 from quantsr.teachers.base import Teacher
 from quantsr.teachers.mgldvsr import MGLDVSRTeacher
 from quantsr.teachers.one_step import OneStepTeacher
+from quantsr.teachers.weight_files import fill
 
 PACKAGED = Path(__file__).parent / "weights"
 KINDS: dict[str, type[Teacher]] = {teacher.kind: teacher for teacher in (OneStepTeacher, MGLDVSRTeacher)}
@@ -47,15 +48,30 @@ def load_teacher(weights: str | Path) -> Teacher:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise UserError(f"{path} is not a readable safetensors file ({error})") from error
     kind = next((kind for kind in KINDS if kind in metadata), None)
     if kind is None:
         raise UserError(f"{path} was not written by quantsr: its metadata has no teacher configuration")
-    teacher = build_teacher(kind=kind, **json.loads(metadata[kind]))
-    teacher.load_state_dict(tensors)
+    teacher = teacher_without_weights(kind, **json.loads(metadata[kind]))
+    fill(teacher, tensors, path, f"the {kind} teacher that its metadata describes")
     return teacher.freeze()
+
+
+def teacher_without_weights(kind: str = "one_step", **config: Any) -> Teacher:
+    """A teacher whose parameters and buffers are on the meta device, where they take no memory: to be filled.
+
+    Constants that follow from the arguments, which are in no file, have their values.
+
+    Args:
+        kind, config: as :func:`build_teacher` takes them.
+
+    Raises:
+        UserError: another kind.
+    """
+    with torch.device("meta"):
+        return _class_of(kind)(**config)
 
 
 def build_teacher(seed: int = 0, kind: str = "one_step", **config: Any) -> Teacher:
@@ -71,15 +87,19 @@ def build_teacher(seed: int = 0, kind: str = "one_step", **config: Any) -> Teach
     Raises:
         UserError: another kind.
     """
-    if kind not in KINDS:
-        raise UserError(f"teacher.kind takes one of {list(KINDS)}, not {kind!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        teacher = KINDS[kind](**config)
+        teacher = _class_of(kind)(**config)
     exit_layer = teacher.get_submodule(teacher.exit)
     torch.nn.init.zeros_(exit_layer.weight)
     torch.nn.init.zeros_(exit_layer.bias)
     return teacher
+
+
+def _class_of(kind: str) -> type[Teacher]:
+    if kind not in KINDS:
+        raise UserError(f"teacher.kind takes one of {list(KINDS)}, not {kind!r}")
+    return KINDS[kind]
 
 
 def fingerprint(teacher: Teacher) -> str:

@@ -53,6 +53,11 @@ class OneStepTeacher(Teacher):
             for the keys has a length (:class:`quantsr.quant.attention.PairScale`), meets tiles of one size however
             large the image is, if no side is shorter than a tile: calibrated on crops of that size it is not resampled.
 
+    Attributes:
+        tile_batch: tiles that go through a network at a time: memory of as many tiles, and nothing that a file keeps. A
+            student whose ranges are dynamic per tensor sees more than one as one tensor, see
+            :func:`quantsr.upscaling.takes_batches`.
+
     Raises:
         ValueError: a timestep that the schedule does not have, or an unknown colour correction.
         UserError: another dtype, or a tile of another size.
@@ -89,6 +94,7 @@ class OneStepTeacher(Teacher):
         self.vae = AutoencoderKL(**vae)
         self.unet = UNet2DConditionModel(**unet)
         self.color_fix, self.scale, self.tile = color_fix, scale, tile
+        self.tile_batch = 1
         with torch.device("cpu"):  # Values are needed, also where weights are not.
             self.abars: list[float] = DDPMScheduler(**schedule).alphas_cumprod.tolist()
         self.retime(timestep)
@@ -175,19 +181,19 @@ class OneStepTeacher(Teacher):
 
         factor = self.latent_factor
         sizes = self.tile, factor * self._stride(VAE_STRIDE)
-        return by_tiles(self.vae.encoder, encode, image, *sizes, Fraction(1, factor)) * self.vae.config.scaling_factor
+        latent = by_tiles(self.vae.encoder, encode, image, *sizes, Fraction(1, factor), self.tile_batch)
+        return latent * self.vae.config.scaling_factor
 
     def encode(self, lq: Tensor) -> Tensor:
         return self.embed(self.upscale(lq))
 
     def denoise(self, latent: Tensor, noisy: Noisy | None = None) -> Tensor:
-        context = self.prompt_embedding.expand(latent.shape[0], -1, -1)
-
         def predict(tile: Tensor) -> Tensor:
-            x = tile.to(self.dtype)
+            x, context = tile.to(self.dtype), self.prompt_embedding.expand(len(tile), -1, -1)
             return self.unet(x, self.timestep, encoder_hidden_states=context, return_dict=False)[0].to(tile.dtype)
 
-        return by_tiles(self.unet, predict, latent, self._latent_tile, self._stride(DENOISER_STRIDE))
+        sizes = self._latent_tile, self._stride(DENOISER_STRIDE)
+        return by_tiles(self.unet, predict, latent, *sizes, batch=self.tile_batch)
 
     def clean(self, latent: Tensor, epsilon: Tensor, noisy: Noisy | None = None) -> Tensor:
         return (latent - self.noise * epsilon) / self.signal
@@ -197,7 +203,7 @@ class OneStepTeacher(Teacher):
             return self.vae.decode(tile.to(self.dtype), return_dict=False)[0].to(tile.dtype) / 2 + 0.5
 
         latent, sizes = latent / self.vae.config.scaling_factor, (self._latent_tile, self._stride(VAE_STRIDE))
-        return by_tiles(self.vae.decoder, decode, latent, *sizes, self.latent_factor)
+        return by_tiles(self.vae.decoder, decode, latent, *sizes, self.latent_factor, self.tile_batch)
 
     def render(self, latent: Tensor, lq: Tensor) -> Tensor:
         """z_H to the output image: decoded, cut to ``scale`` times the size of ``lq``, colours corrected."""

@@ -212,6 +212,19 @@ def test_loaded_student_is_frozen_and_has_no_float_weights_of_its_layers(artefac
     assert layers and not any(name.endswith("weight") for layer in layers.values() for name in layer.state_dict())
 
 
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_loading_draws_nothing_and_leaves_nothing_empty(teacher, lq, tmp_path, recipe, monkeypatch):
+    attention = AttentionRecipe(AffineSpec(8, granularity="token", range="dynamic"), smoothing=0.5)
+    student, swaps = student_of(teacher, [Rule("*", recipe), Rule("*", attention)], lq)
+    saved(student, swaps, teacher, tmp_path)
+    state = torch.get_rng_state()
+    monkeypatch.setattr(torch.random, "fork_rng", None)  # Under which a teacher with random weights is made.
+    loaded = load_student(tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+    ours, theirs = ({**dict(m.named_buffers()), **dict(m.named_parameters())} for m in (loaded, student))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
+
+
 def test_codes_are_those_of_the_student(artefact):
     folder, student = artefact
     first, second = student.get_submodule("unet.conv_in").codes.flatten()[:2].tolist()

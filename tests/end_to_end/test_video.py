@@ -103,7 +103,7 @@ class TestTrain:
         ranks = {row["layer"]: int(row["rank"]) for row in rows_of(folder / "ranks.csv")}
         student = quantsr.load(folder)
         assert student.frames == 3 and len(set(ranks.values())) > 1
-        assert all(student.get_submodule(name).L1.shape[1] == rank for name, rank in ranks.items())
+        assert all(student.model.get_submodule(name).L1.shape[1] == rank for name, rank in ranks.items())
         about = json.loads((folder / "artefact" / "config.json").read_text())
         assert (about["method"], about["bits"], about["data"]) == ("QuantVSR", "w4a4", "MotionDataModule")
 

@@ -46,7 +46,7 @@ def test_twin_shares_every_weight_and_computes_the_same(teacher, lq):
 def test_file_keeps_every_bit_of_16(teacher, lq, tmp_path, dtype):
     save_teacher(teacher, tmp_path / "t.safetensors", torch.float32 if dtype == "float32" else None)
     loaded = load_teacher(tmp_path / "t.safetensors")
-    assert loaded.dtype == teacher.dtype and loaded.config == teacher.config
+    assert loaded.model.dtype == teacher.dtype and loaded.config == teacher.config
     assert torch.equal(loaded(lq), teacher(lq))
 
 
@@ -79,6 +79,6 @@ def test_artefact_computes_what_its_student_did(teacher, lq, tmp_path, method):
     loaded = quantsr.load(tmp_path)
     with torch.no_grad():
         ours, theirs = loaded(lq), student(lq)
-    assert loaded.dtype == teacher.dtype
+    assert loaded.model.dtype == teacher.dtype
     assert torch.equal(ours, theirs)
     assert ours.dtype == torch.float32 and (theirs - teacher(lq)).abs().mean() < 0.1

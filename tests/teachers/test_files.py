@@ -1,8 +1,10 @@
 """Teacher files hold everything to build the model again; other files are refused in one sentence."""
 
+import json
+
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from quantsr.data.images import ImagesDataModule
 from quantsr.data.motion import MotionDataModule
@@ -10,11 +12,11 @@ from quantsr.data.photos import PhotosDataModule
 from quantsr.errors import UserError
 from quantsr.evaluation import measure
 from quantsr.metrics.fidelity import psnr_y
-from quantsr.teachers.files import PACKAGED, load_teacher, save_teacher
+from quantsr.teachers.files import PACKAGED, load_teacher, save_teacher, teacher_without_weights
 from quantsr.teachers.mgldvsr import MGLDVSRTeacher
 from quantsr.teachers.one_step import OneStepTeacher
 from quantsr.upscaling import on_device
-from tests.conftest import micro_teacher
+from tests.conftest import micro_teacher, micro_video_teacher
 
 
 def test_second_round_trip_changes_nothing(tmp_path, lq):
@@ -63,6 +65,55 @@ def test_file_of_someone_else_is_refused(tmp_path):
     save_file({"weight": torch.zeros(3)}, tmp_path / "t.safetensors")
     with pytest.raises(UserError, match="was not written by quantsr"):
         load_teacher(tmp_path / "t.safetensors")
+
+
+class TestLoading:
+    """A full-size model is drawn once, by whoever trained it, and in memory once."""
+
+    @pytest.fixture(params=["one_step", "mgldvsr"])
+    def saved(self, request, tmp_path):
+        """A teacher, and the file that holds all its bits."""
+        teacher = {"one_step": micro_teacher, "mgldvsr": micro_video_teacher}[request.param]().freeze()
+        save_teacher(teacher, tmp_path / "t.safetensors", torch.float32)
+        return teacher, tmp_path / "t.safetensors"
+
+    def test_nothing_is_drawn(self, saved, monkeypatch):
+        def drawn(*args, **options):
+            raise AssertionError("random numbers were drawn on the CPU")
+
+        state = torch.get_rng_state()
+        monkeypatch.setattr(torch.random, "fork_rng", drawn)
+        load_teacher(saved[1])
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_architecture_alone_takes_no_memory_but_for_constants(self, saved):
+        empty = teacher_without_weights(saved[0].kind, **saved[0].config)
+        assert all(tensor.is_meta for tensor in empty.state_dict().values())
+        constants = {name for name, buffer in empty.named_buffers() if not buffer.is_meta}
+        assert constants == {name for name, _ in empty.named_buffers() if name.startswith("schedule.")}
+
+    def test_every_bit_and_every_constant_is_there(self, saved):
+        teacher, loaded = saved[0], load_teacher(saved[1])
+        ours, theirs = ({**dict(m.named_buffers()), **dict(m.named_parameters())} for m in (loaded, teacher))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        lq = torch.rand(1, *([teacher.frames] if teacher.frames > 1 else []), 3, 8, 8)
+        assert torch.equal(loaded(lq), teacher(lq))
+
+    def test_a_model_outlives_its_file(self, saved):
+        loaded = load_teacher(saved[1])
+        before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+        size = saved[1].stat().st_size
+        with saved[1].open("r+b") as file:
+            file.write(b"\xff" * size)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.state_dict().items())
+
+    def test_weights_of_another_size_are_named(self, tmp_path):
+        save_teacher(micro_teacher(), tmp_path / "t.safetensors")
+        tensors = load_file(tmp_path / "t.safetensors") | {"unet.conv_in.bias": torch.zeros(3)}
+        config = json.dumps(micro_teacher().config)
+        save_file(tensors, tmp_path / "t.safetensors", metadata={"one_step": config})
+        with pytest.raises(UserError, match=r"wrong shape .* unet\.conv_in\.bias \(3,\) instead of \(8,\)"):
+            load_teacher(tmp_path / "t.safetensors")
 
 
 NAMES = sorted(path.stem for path in PACKAGED.glob("*.safetensors"))

@@ -67,6 +67,17 @@ def test_batch_does_not_matter(tiled_teacher):
     torch.testing.assert_close(tiled_teacher(lq), torch.cat([tiled_teacher(x[None]) for x in lq]), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("together", [2, 100])
+def test_tiles_in_batches_give_the_same(tiled_teacher, together):
+    lq = torch.rand(2, 3, 12, 20)
+    one_by_one = tiled_teacher(lq)
+    tiled_teacher.tile_batch = together
+    calls = []
+    tiled_teacher.vae.decoder.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    torch.testing.assert_close(tiled_teacher(lq), one_by_one, atol=1e-5, rtol=1e-5)
+    assert max(calls) == 2 * min(together, 6)  # Six tiles of two images.
+
+
 def test_gradients_pass_through_tiles(tiled_teacher):
     lq = torch.rand(1, 3, 12, 20, requires_grad=True)
     tiled_teacher.unet.requires_grad_(True)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from quantsr.teachers.mgldvsr import MGLDVSRTeacher
-from quantsr.teachers.mgldvsr.schedule import RespacedSchedule
 from quantsr.teachers.random_weights import fill_random
 from quantsr.teachers.weight_files import existing_file, fill, read_embedding, read_tensors, under
 
@@ -64,7 +63,8 @@ def random_mgldvsr(seed: int = 0, **config: Any) -> MGLDVSRTeacher:
         seed: of the weights.
         config: arguments of :class:`MGLDVSRTeacher`, ``dtype`` for one; networks of another size than full.
     """
-    teacher = _without_weights(**config)
+    with torch.device("meta"):
+        teacher = architecture(**config)
     fill_random(teacher, seed)
     return teacher.freeze()
 
@@ -91,7 +91,8 @@ def load_released(
     """
     unet_file, vae_file = (existing_file(path, GET_RELEASED) for path in (unet_file, vae_file))
     prompt_file = existing_file(prompt_file, GET_PROMPT)
-    teacher = _without_weights(**config)
+    with torch.device("meta"):
+        teacher = architecture(**config)
     teacher.prompt_embedding = read_embedding(prompt_file, teacher.prompt_embedding)
     for path, what, prefixes in (
         (unet_file, "the denoiser of MGLD-VSR", {"unet": UNET_PREFIX, "structure": STRUCTURE_PREFIX}),
@@ -101,14 +102,6 @@ def load_released(
         for network, prefix in prefixes.items():
             _fill(getattr(teacher, network), tensors, prefix, path, what)
     return teacher.freeze()
-
-
-def _without_weights(**config: Any) -> MGLDVSRTeacher:
-    """The teacher on the meta device, but for the schedule, which is in no file: it follows from the arguments."""
-    with torch.device("meta"):
-        teacher = architecture(**config)
-    teacher.schedule = RespacedSchedule(*(teacher.config[name] for name in ("steps", "start", "schedule")))
-    return teacher
 
 
 def _fill(network: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path, what: str) -> None:

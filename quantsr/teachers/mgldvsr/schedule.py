@@ -40,6 +40,16 @@ class RespacedSchedule(nn.Module):
 
     def __init__(self, steps: int, start: int, schedule: dict[str, Any]):
         super().__init__()
+        with torch.device("cpu"):  # Values are needed, also where weights are not.
+            timesteps, coefficients = self._values(steps, start, schedule)
+        # What follows from the constructor's arguments is in no state dict.
+        self.register_buffer("timesteps", timesteps, persistent=False)
+        for name, values in coefficients.items():
+            self.register_buffer(name, values.float(), persistent=False)
+
+    @classmethod
+    def _values(cls, steps: int, start: int, schedule: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Timesteps, and coefficients by name in float64."""
         abars = DDPMScheduler(**schedule).alphas_cumprod.double()
         if not 0 <= start < len(abars):
             raise ValueError(f"the first timestep must be from 0 to {len(abars) - 1}, not {start}")
@@ -55,9 +65,6 @@ class RespacedSchedule(nn.Module):
             "noise": (1 - abar).sqrt(),
             "from_clean": following.sqrt() * (1 - alpha) / (1 - abar),
             "from_noisy": alpha.sqrt() * (1 - following) / (1 - abar),
-            "log_variance": variance.clamp(min=self.SMALLEST_VARIANCE).log(),
+            "log_variance": variance.clamp(min=cls.SMALLEST_VARIANCE).log(),
         }
-        # What follows from the constructor's arguments is in no state dict.
-        self.register_buffer("timesteps", timesteps, persistent=False)
-        for name, values in coefficients.items():
-            self.register_buffer(name, values.float(), persistent=False)
+        return timesteps, coefficients

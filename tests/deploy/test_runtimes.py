@@ -1,0 +1,61 @@
+"""The first runtime that can be used is taken; one that cannot says why."""
+
+import sys
+from types import ModuleType
+
+import pytest
+
+import quantsr
+from quantsr.deploy import runtimes
+from quantsr.deploy.artefact import load_student
+from quantsr.errors import UserError
+
+
+@pytest.fixture
+def fast(monkeypatch) -> ModuleType:
+    """A runtime in front of all others; what it answers can be set."""
+    module = ModuleType("fast")
+    module.reason, module.loaded = None, []
+    module.available = lambda folder, device: module.reason
+
+    def load(folder, device):
+        module.loaded.append((folder, device))
+        return load_student(folder)
+
+    module.load = load
+    monkeypatch.setitem(sys.modules, "fast", module)
+    monkeypatch.setattr(runtimes, "RUNTIMES", {"fast": "fast", **runtimes.RUNTIMES})
+    return module
+
+
+def test_auto_takes_the_first_that_is_available(fast, image_run):
+    pipe = quantsr.load(image_run, device="cpu")
+    assert pipe.runtime == "fast" and fast.loaded == [(image_run / "artefact", "cpu")]
+    fast.reason = "it is asleep"
+    assert quantsr.load(image_run, device="cpu").runtime == "torch"
+
+
+def test_a_runtime_by_name(fast, image_run):
+    assert quantsr.load(image_run, runtime="torch", device="cpu").runtime == "torch"
+    assert not fast.loaded
+    fast.reason = "it is asleep"
+    with pytest.raises(UserError, match="runtime=fast cannot be used here: it is asleep"):
+        quantsr.load(image_run, runtime="fast", device="cpu")
+
+
+def test_unknown_names(image_run):
+    with pytest.raises(UserError, match=r"runtime takes one of \['auto', .*'torch'\], not 'fastest'"):
+        quantsr.load(image_run, runtime="fastest")
+    with pytest.raises(UserError, match="device takes cpu, cuda or cuda:NUMBER, not 'gpu'"):
+        quantsr.load(image_run, device="gpu")
+
+
+def test_a_gpu_that_is_not_there(image_run, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="runtime=torch cannot be used here: PyTorch sees no GPU for device=cuda"):
+        quantsr.load(image_run, device="cuda", runtime="torch")
+    assert quantsr.load(image_run).device.type == "cpu"
+
+
+def test_torch_is_the_last_of_the_order():
+    assert list(runtimes.RUNTIMES)[-1] == "torch"
