@@ -18,8 +18,11 @@ help:  ## List the targets
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: .venv/.installed  ## Quantize the packaged teacher on packaged photographs (a few minutes, CPU)
-	$(BIN)/python train.py
+demo: .venv/.installed  ## Quantize the packaged teacher on packaged photographs, run it as integers (minutes, CPU)
+	@run=runs/demo/$$(date +%Y-%m-%d_%H-%M-%S) && set -x && \
+	$(BIN)/python train.py hydra.run.dir=$$run && \
+	$(BIN)/python export.py artefact=$$run && \
+	$(BIN)/python -m quantsr.speed $$run
 	@echo "Every run has its own folder in runs/: configuration, artefact, metrics and comparison images."
 	@echo "Other methods, bits and data: $(BIN)/python train.py --help"
 

@@ -66,7 +66,8 @@ class Pipeline(OnTheHub):
 
         Args:
             path: of the folder.
-            runtime: ``torch``, or ``auto`` for the fastest that is available, see :mod:`quantsr.deploy.runtimes`.
+            runtime: ``openvino``, ``triton`` or ``torch``, or ``auto`` for the fastest that is available and ready, see
+                :mod:`quantsr.deploy.runtimes`.
             device: ``cpu``, ``cuda``, ``cuda:1``; None takes a GPU if there is one.
 
         Raises:

@@ -1,12 +1,14 @@
 """The first runtime that can be used is taken; one that cannot says why."""
 
 import sys
+from shutil import copytree
 from types import ModuleType
 
 import pytest
+import torch
 
 import quantsr
-from quantsr.deploy import runtimes
+from quantsr.deploy import openvino, runtimes
 from quantsr.deploy.artefact import load_student
 from quantsr.errors import UserError
 
@@ -55,6 +57,30 @@ def test_a_gpu_that_is_not_there(image_run, monkeypatch):
     with pytest.raises(UserError, match="runtime=torch cannot be used here: PyTorch sees no GPU for device=cuda"):
         quantsr.load(image_run, device="cuda", runtime="torch")
     assert quantsr.load(image_run).device.type == "cpu"
+
+
+def test_openvino_is_taken_by_itself_once_a_student_was_exported(image_run, tmp_path):
+    run = tmp_path / "run"
+    copytree(image_run, run)
+    assert quantsr.load(run, device="cpu").runtime == "torch"
+    openvino.export(run)
+    pipe = quantsr.load(run, device="cpu")
+    assert pipe.runtime == "openvino"
+    assert pipe(torch.rand(3, 9, 7)).shape == (3, 36, 28)
+
+
+def test_openvino_says_what_it_cannot_take(image_run, video_run, monkeypatch):
+    with pytest.raises(UserError, match="runtime=openvino cannot be used here: it takes one-step image models"):
+        quantsr.load(video_run, runtime="openvino", device="cpu")
+    monkeypatch.setattr("quantsr.deploy.runtimes.openvino.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"the package openvino is missing: pip install 'quantsr\[openvino\]'"):
+        quantsr.load(image_run, runtime="openvino", device="cpu")
+
+
+def test_the_kernels_want_a_gpu(image_run, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="runtime=triton cannot be used here: it runs on an NVIDIA GPU, not on cpu"):
+        quantsr.load(image_run, runtime="triton", device="cpu")
 
 
 def test_torch_is_the_last_of_the_order():

@@ -2,8 +2,10 @@
 
     available(folder, device) -> str | None     why it cannot be used here, in one sentence; None if it can
     load(folder, device) -> Teacher             the student on that device: ``student(lq)`` super-resolves
+    ready(folder) -> bool                       where there is something to prepare first: whether that was done
 
-``available`` is asked often and imports nothing heavy.
+``available`` is asked often and imports nothing heavy. ``auto`` leaves out what is not ready: nobody waits for a
+conversion that was not asked for.
 """
 
 from importlib import import_module
@@ -13,8 +15,12 @@ from typing import Any
 from quantsr.errors import UserError
 from quantsr.teachers.base import Teacher
 
-RUNTIMES = {"torch": "quantsr.deploy.runtimes.simulated"}
-"""Modules by name, the fastest first: ``auto`` takes the first that is available. The last one always is."""
+RUNTIMES = {
+    "openvino": "quantsr.deploy.runtimes.openvino",
+    "triton": "quantsr.deploy.runtimes.triton",
+    "torch": "quantsr.deploy.runtimes.simulated",
+}
+"""Modules by name, the fastest first: ``auto`` takes the first that is available and ready. The last one always is."""
 AUTO = "auto"
 
 
@@ -29,8 +35,9 @@ def choose(folder: Path, runtime: str = AUTO, device: str = "cpu") -> str:
         raise UserError(f"runtime takes one of {[AUTO, *RUNTIMES]}, not {runtime!r}")
     reasons = {}
     for name in names:
-        reason = _module(name).available(folder, device)
-        if reason is None:
+        module = _module(name)
+        reason = module.available(folder, device)
+        if reason is None and (runtime != AUTO or getattr(module, "ready", lambda _: True)(folder)):
             return name
         reasons[name] = reason
     raise UserError("; ".join(f"runtime={name} cannot be used here: {reason}" for name, reason in reasons.items()))

@@ -1,0 +1,66 @@
+"""How fast a student runs beside its teacher: ``python -m quantsr.speed RUN``."""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich import print as show
+from rich.table import Table
+from torch import Tensor
+
+from quantsr.deploy.artefact import artefact_folder, read_config
+from quantsr.deploy.pipeline import Pipeline
+from quantsr.launch import one_sentence
+from quantsr.loading import teacher_of
+
+
+def seconds(run: Callable[[Tensor], Tensor], lq: Tensor, rounds: int) -> float:
+    """Median of a run, after one that is not counted."""
+    run(lq)
+    taken = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run(lq)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def compare(folder: Path, side: int, rounds: int, runtime: str, device: str | None) -> Table:
+    """Seconds and megabytes of teacher and student for an output of ``side`` pixels.
+
+    Raises:
+        UserError: no artefact there, no file of its teacher, or a runtime that cannot be used.
+    """
+    config, student = read_config(folder), Pipeline.load(folder, runtime, device)
+    teacher = Pipeline(teacher_of(config), student.device)
+    lq = torch.rand(1, 3, side // student.scale, side // student.scale, generator=torch.Generator().manual_seed(0))
+    sizes = config["bytes"]
+    rows = [("teacher", teacher, sizes["fp32"]), ("student", student, sizes["artefact"])]
+    table = Table("", "runtime", box=None, pad_edge=False, title=f"one output of {side}x{side} on {student.device}")
+    for title in ("seconds", "times as fast", "MB"):
+        table.add_column(title, justify="right")
+    found = [seconds(lambda x, model=model: model(x, progress=False), lq, rounds) for _, model, _ in rows]
+    for (name, model, size), taken in zip(rows, found, strict=True):
+        what = f"{model.runtime}, integers" if model.runtime != "torch" else "torch"
+        what += ", simulated" if name == "student" and model.runtime == "torch" else ""
+        table.add_row(name, what, f"{taken:.3f}", f"{found[0] / taken:.2f}", f"{size / 1e6:.2f}")
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("run", type=Path, help="a run folder or an artefact folder")
+    parser.add_argument("--size", type=int, default=512, help="side of the output in pixels (default 512)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs (default 5)")
+    parser.add_argument("--runtime", default="auto", help="see docs/deploy.md (default: the fastest that is ready)")
+    parser.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
+    args = parser.parse_args()
+    with one_sentence():
+        show(compare(artefact_folder(args.run), args.size, args.rounds, args.runtime, args.device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The teacher's time beside the student's, on the runtime that is ready."""
+
+import pytest
+from rich.console import Console
+
+from quantsr import speed
+from quantsr.deploy import openvino
+from quantsr.errors import UserError
+from quantsr.teachers.files import save_teacher
+from tests.conftest import micro_teacher
+from tests.deploy.conftest import ABOUT, minmax
+from tests.deploy.test_artefact import saved
+
+
+@pytest.fixture
+def run(tmp_path):
+    teacher = micro_teacher()
+    save_teacher(teacher, tmp_path / "teacher.safetensors")
+    about = {**ABOUT, "teacher": str(tmp_path / "teacher.safetensors")}
+    saved(*minmax(teacher), teacher, tmp_path / "artefact", about)
+    return tmp_path / "artefact"
+
+
+def printed(table) -> str:
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def test_the_simulation_is_called_so(run):
+    text = printed(speed.compare(run, 32, 1, "auto", "cpu"))
+    assert "one output of 32x32 on cpu" in text and "torch, simulated" in text
+
+
+def test_an_exported_student_runs_as_integers(run):
+    openvino.export(run)
+    text = printed(speed.compare(run, 32, 1, "auto", "cpu"))
+    assert "openvino, integers" in text and "simulated" not in text
+
+
+def test_a_folder_without_a_student(tmp_path):
+    with pytest.raises(UserError, match="no artefact in"):
+        speed.compare(tmp_path, 32, 1, "auto", "cpu")
