@@ -33,7 +33,7 @@ EXAMPLE = 512
 """Side of the packaged photographs' crops in clean pixels: they are made four times smaller, and worse."""
 STUDENT, TEACHER, BICUBIC = "student", "teacher", "bicubic"
 LARGEST_FILE = "50mb"
-ABOUT = {"torch": ", where quantization is simulated in float and takes longer than none"}
+ABOUT = {"torch": ", where quantization is simulated in float: it takes longer than full precision"}
 """What there is to know about the time that a runtime takes."""
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 """Of the machine: the themes' own come from elsewhere."""
@@ -252,6 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # Also while it starts.
+        pass
     return 0
 
 

@@ -57,7 +57,8 @@ class TestVersions:
     def test_it_says_what_runs(self, demo):
         assert demo.title == "MinMax w8a8"
         assert demo.notes == [
-            "Student: runtime torch on cpu, where quantization is simulated in float and takes longer than none.",
+            "Student: runtime torch on cpu, where quantization is simulated in float: it takes longer than full "
+            "precision.",
             "Teacher: full precision, torch on cpu.",
         ]
 
@@ -84,6 +85,15 @@ class TestCommand:
     def test_without_gradio(self, image_run, monkeypatch, capsys):  # noqa: F811
         monkeypatch.setitem(sys.modules, "gradio", None)
         assert "pip install 'quantsr[demo]'" in self.refused(capsys, str(image_run))
+
+    @pytest.mark.parametrize("part", ["open_demo", "launch"])
+    def test_ctrl_c_ends_it_without_a_traceback(self, image_run, teacher_weights, monkeypatch, part):  # noqa: F811
+        def interrupt(*args):
+            raise KeyboardInterrupt
+
+        pytest.importorskip("gradio")
+        monkeypatch.setattr(f"quantsr.demo.{part}", interrupt)
+        assert main([str(image_run), "--device", "cpu", "--teacher", teacher_weights]) == 0
 
     def test_a_port_that_is_taken(self, image_run, address, teacher_weights, capsys):  # noqa: F811
         port = address.rstrip("/").rpartition(":")[2]

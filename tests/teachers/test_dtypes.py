@@ -46,7 +46,7 @@ def test_twin_shares_every_weight_and_computes_the_same(teacher, lq):
 def test_file_keeps_every_bit_of_16(teacher, lq, tmp_path, dtype):
     save_teacher(teacher, tmp_path / "t.safetensors", torch.float32 if dtype == "float32" else None)
     loaded = load_teacher(tmp_path / "t.safetensors")
-    assert loaded.model.dtype == teacher.dtype and loaded.config == teacher.config
+    assert loaded.dtype == teacher.dtype and loaded.config == teacher.config
     assert torch.equal(loaded(lq), teacher(lq))
 
 
