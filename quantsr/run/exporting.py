@@ -5,7 +5,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from quantsr.deploy.artefact import read_config
+from quantsr.deploy.artefact import artefact_folder, read_config
+from quantsr.deploy.runtimes.openvino import available
 from quantsr.errors import UserError
 
 RUNTIMES = ("openvino",)
@@ -23,10 +24,10 @@ def export(cfg: DictConfig) -> Path:
     if cfg.runtime not in RUNTIMES:
         raise UserError(f"runtime takes one of {list(RUNTIMES)}, not {cfg.runtime!r}")
     config = read_config(cfg.artefact)
-    try:
-        from quantsr.deploy import openvino
-    except ImportError as error:
-        raise UserError("runtime=openvino needs the package openvino: pip install 'quantsr[openvino]'") from error
+    if (reason := available(artefact_folder(cfg.artefact), "cpu")) is not None:
+        raise UserError(f"runtime={cfg.runtime} cannot be used here: {reason}")
+    from quantsr.deploy import openvino  # An extra, and heavy.
+
     folder, floating, sizes = openvino.export(cfg.artefact)
     print(f"{len(config['modules']) - len(floating)} of {len(config['modules'])} quantized products run as integers")
     for why, count in Counter(f.why for f in floating).items():
