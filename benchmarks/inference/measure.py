@@ -92,6 +92,10 @@ def _speed(rows: int, inputs: int, outputs: int, threads: int) -> float:
     values, best = np.random.default_rng(0).random((rows, inputs), np.float32), np.inf
     for _ in range(10):
         request.infer([values])
-        taken = [i.real_time.total_seconds() for i in request.profiling_info if i.node_type == "FullyConnected"]
+        taken = [
+            i.real_time.total_seconds()
+            for i in request.profiling_info
+            if i.node_type.startswith(("FullyConnected", "MatMul"))
+        ]
         best = min(best, sum(taken))
     return 2 * rows * inputs * outputs / best
