@@ -33,7 +33,11 @@ EXAMPLE = 512
 """Side of the packaged photographs' crops in clean pixels: they are made four times smaller, and worse."""
 STUDENT, TEACHER, BICUBIC = "student", "teacher", "bicubic"
 LARGEST_FILE = "50mb"
-ABOUT = {"torch": ", where quantization is simulated in float: it takes longer than full precision"}
+ABOUT = {
+    "torch": ", where quantization is simulated in float: it takes longer than full precision",
+    "openvino": ", with integer products",
+    "triton": ", with integer products",
+}
 """What there is to know about the time that a runtime takes."""
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 """Of the machine: the themes' own come from elsewhere."""

@@ -68,12 +68,14 @@ class Pipeline(OnTheHub):
             path: of the folder.
             runtime: ``openvino``, ``triton`` or ``torch``, or ``auto`` for the fastest that is available and ready, see
                 :mod:`quantsr.deploy.runtimes`.
-            device: ``cpu``, ``cuda``, ``cuda:1``; None takes a GPU if there is one.
+            device: ``cpu``, ``cuda``, ``cuda:1``; None takes a GPU if there is one (for ``openvino`` the CPU).
 
         Raises:
             UserError: no artefact there, a damaged one, or a runtime that cannot be used.
         """
         read_config(path)
+        if device is None and runtime == "openvino":
+            device = "cpu"
         folder, device = artefact_folder(path), checked_device(device)
         name, model = runtimes.load(folder, runtime, device)
         return cls(model, device, name, folder)

@@ -1,0 +1,25 @@
+"""The benchmark of inference has a row for every network and runtime; how fast they are, no test says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "inference"
+
+
+@pytest.mark.slow
+def test_every_runtime_has_a_row(tmp_path):
+    runtimes = ["torch_fp32", "minmax_w8a8", "qartsr_w4a4"]
+    options = ["--small", "--rounds", "1", "--threads", "1", "--networks", "unet", "--runtimes", *runtimes]
+    command = [sys.executable, str(SCRIPT), *options, "--models", str(tmp_path), "--json", str(tmp_path / "rows.json")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["network"], row["runtime"]) for row in rows] == [("unet", runtime) for runtime in runtimes]
+    assert all(row["seconds"] > 0 and row["gib"] > 0 and row["of_peak"] > 0 for row in rows)
+    assert [row["megabytes"] is None for row in rows] == [True, False, False]
+    assert all(f"| unet | {runtime} |" in run.stdout for runtime in runtimes)
+    assert {path.suffix for path in tmp_path.glob("minmax_w8a8_denoiser_small.*")} == {".xml", ".bin"}
