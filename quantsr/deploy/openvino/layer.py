@@ -174,10 +174,20 @@ def _product(operation: Operation, act: Quantized, weight: IntegerWeight, bits: 
 
 
 def _window(operation: Operation, x: Output, weight: IntegerWeight) -> Output:
-    """The sum over all channels and the kernel's window, as a product with ones."""
-    ones = packed_codes(torch.ones_like(weight.codes[:1]), torch.zeros(1), 8)
+    """The sum over all channels and the kernel's window: over the channels as a product of integers, then the window.
+
+    A kernel of ones over all channels would cost as much as 16 rows of the layer's own: the plugin fills up to that.
+    """
+    channels, kernel = weight.codes.shape[1], weight.codes.shape[2:]
+    shape = (1, channels, *[1] * len(kernel))
     # Without a scale of the weight's own rank the plugin takes it for a float.
-    return product(operation, x, op.multiply(ones, constant(np.ones([1] * weight.codes.ndim))).output(0))
+    ones = op.multiply(
+        packed_codes(torch.ones(shape, dtype=torch.uint8), torch.zeros(1), 8), constant(np.ones([1] * len(shape)))
+    )
+    if all(size == 1 for size in kernel):
+        return product(operation, x, ones.output(0))
+    total = _pointwise_product(operation, x, ones.output(0))
+    return product(operation, total, constant(np.ones((1, 1, *kernel))))
 
 
 def _ones(x: Output) -> Output:
@@ -203,12 +213,14 @@ def _constant_output(layer: FoldedLayer, x: Output) -> Output | None:
 
 
 def _pointwise(operation: Operation, x: Output, weight: Tensor) -> Output:
-    """The product with ``(out, rank)`` at every position."""
-    if operation.kind == "Linear":
-        return op.matmul(x, constant(weight), False, True).output(0)
+    """The product with ``(out, in)`` at every position."""
+    return _pointwise_product(operation, x, constant(weight.view(*weight.shape, *[1] * len(operation.stride))))
+
+
+def _pointwise_product(operation: Operation, x: Output, weight: Output) -> Output:
     ndim = len(operation.stride)
-    kernel = constant(weight.view(*weight.shape, *[1] * ndim))
-    return op.convolution(x, kernel, [1] * ndim, [0] * ndim, [0] * ndim, [1] * ndim).output(0)
+    plain = Operation(operation.kind, operation.axis, (1,) * ndim, (0,) * ndim, (1,) * ndim)
+    return product(plain, x, weight)
 
 
 def _folds(layer: FoldedLayer) -> bool:

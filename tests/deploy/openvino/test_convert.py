@@ -39,7 +39,7 @@ def test_timestep_and_prompt_take_no_operations(artefact_of):
     """The layers of the time embedding and the prompt's keys and values are not in the model of a student."""
     from quantsr.methods.minmax import MinMax
 
-    student, _ = artefact_of(MinMax, "w4a4")
+    student, _ = artefact_of(MinMax, "w4a4", attention=False)
     model = convert(NETWORKS["denoiser"](student), example(student, "denoiser", 8))
     layers = [m for m in student.unet.modules() if isinstance(m, FoldedLayer)]
     products = [n for n in model.get_ordered_ops() if n.get_type_name() in ("MatMul", "Convolution")]
