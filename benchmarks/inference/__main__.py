@@ -11,11 +11,11 @@ teacher from 128 to 512 pixels, everything around its networks included. Runtime
     nncf_int8                      the same quantized by NNCF's "performance" preset (pip install nncf; else left out)
     minmax_w8a8, passionsr_w8a8, qartsr_w4a4    students of quantsr, through export.py's converter
 
-Every row has a process of its own. Time is the median of --rounds runs after one that is not counted; memory the peak
-of resident memory from loading on (on Linux), Python included; "peak" is the share of the int8 peak: the operations of
-the network's products, by the time, against the fastest int8 product that OpenVINO runs here. Students are calibrated
-on one random latent. Weights are multiplied as int8 whatever they are stored in: below 8 bits a processor saves memory,
-not time.
+Every row has a process of its own. Time is the median of --rounds runs after one that is not counted. Memory is the peak
+of resident memory of loading and running (on Linux), Python included; models are written by another process. "Of int8
+peak" compares the operations of the network's products, by the time, with the fastest int8 product that OpenVINO runs
+here. Students are calibrated on one random latent. Weights are multiplied as int8 whatever they are stored in: below 8
+bits a processor saves memory, not time.
 """
 
 import argparse
@@ -23,10 +23,11 @@ import json
 import multiprocessing
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from measure import Row, int8_peak, measure
+from measure import Row, int8_peak, measure, prepare
 from networks import NETWORKS
-from runtimes import RUNTIMES
+from runtimes import RUNTIMES, missing
 
 
 def in_a_process(function, *args):
@@ -62,22 +63,29 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="keep converted students here, and take them from here")
     parser.add_argument("--json", type=Path, help="write the figures here too, after every row")
     args = parser.parse_args()
-    if args.models:
-        args.models.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as temporary:
+        models = args.models or Path(temporary)
+        models.mkdir(parents=True, exist_ok=True)
+        print(table(rows_of(args, models)))
+
+
+def rows_of(args: argparse.Namespace, models: Path) -> list[Row]:
+    """Measure everything, showing every row when it is there."""
     peak = in_a_process(int8_peak, args.threads)
     print(f"{args.threads} threads, int8 peak {peak / 1e12:.2f} TOPS", flush=True)
     rows = []
     for network in args.networks:
         for runtime in args.runtimes:
-            row = in_a_process(measure, network, runtime, args.rounds, args.threads, args.small, args.models, peak)
-            if isinstance(row, str):
-                print(f"{network} {runtime}: {row}", flush=True)
+            if (reason := missing(runtime)) is not None:
+                print(f"{network} {runtime}: {reason}", flush=True)
                 continue
+            in_a_process(prepare, network, runtime, args.threads, args.small, models)
+            row = in_a_process(measure, network, runtime, args.rounds, args.threads, args.small, models, peak)
             rows.append(row)
             print(f"{network} {runtime}: {row.seconds:.3f} s, {row.gib:.2f} GiB", flush=True)
             if args.json:
                 args.json.write_text(json.dumps([asdict(r) for r in rows], indent=2) + "\n")
-    print(table(rows))
+    return rows
 
 
 if __name__ == "__main__":

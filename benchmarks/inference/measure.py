@@ -11,7 +11,7 @@ import openvino as ov
 import openvino.opset13 as op
 import torch
 from networks import NETWORKS
-from runtimes import RUNTIMES, missing
+from runtimes import RUNTIMES
 from torch.utils.flop_counter import FlopCounterMode
 
 GIB = 2**30
@@ -39,16 +39,20 @@ class Row:
     of_peak: float
 
 
-def measure(
-    network: str, runtime: str, rounds: int, threads: int, small: bool, models: Path | None, peak: float
-) -> Row | str:
-    """A row, or why there is none."""
-    if (reason := missing(runtime)) is not None:
-        return reason
+def prepare(network: str, runtime: str, threads: int, small: bool, models: Path) -> None:
+    """Write what a runtime reads."""
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore")
-    run, x, size = RUNTIMES[runtime](NETWORKS[network], small, models)
-    Path("/proc/self/clear_refs").write_text("5")  # The peak so far was that of the conversion.
+    write = RUNTIMES[runtime].prepare
+    if write is not None:
+        write(NETWORKS[network], small, models)
+
+
+def measure(network: str, runtime: str, rounds: int, threads: int, small: bool, models: Path, peak: float) -> Row:
+    """A row."""
+    torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore")
+    run, x, size = RUNTIMES[runtime].run(NETWORKS[network], small, models)
     seconds = []
     with torch.inference_mode():
         run(x)
@@ -66,10 +70,8 @@ def measure(
 def operations(network: str, small: bool) -> float:
     """Additions and multiplications of a network's products, counted on the meta device where it has no weights."""
     chosen = NETWORKS[network]
-    model = chosen.teacher("float32", small)
-    x = chosen.input(model, small)
-    if chosen.part is not None:
-        model, x = model.to("meta"), x.to("meta")
+    model = chosen.architecture(small)
+    x = chosen.input(model, small).to(next(model.parameters()).device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         chosen.module(model)(x)
     return counter.get_total_flops()

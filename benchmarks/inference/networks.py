@@ -10,7 +10,7 @@ from quantsr.deploy.openvino.exporting import NETWORKS as PARTS
 from quantsr.deploy.openvino.exporting import example
 from quantsr.teachers.files import load_teacher
 from quantsr.teachers.one_step import OneStepTeacher
-from quantsr.teachers.osediff import random_osediff
+from quantsr.teachers.osediff import architecture, random_osediff
 
 SMALL: dict[str, Any] = {
     "prompt_tokens": 4,
@@ -57,6 +57,13 @@ class Network:
         if self.part is None:
             return load_teacher("tiny_image").to(getattr(torch, dtype))
         return random_osediff(dtype=dtype, **(SMALL if small else {}))
+
+    def architecture(self, small: bool) -> OneStepTeacher:
+        """The same model; of a part without weights, on the meta device."""
+        if self.part is None:
+            return self.teacher("float32", small)
+        with torch.device("meta"):
+            return architecture(**(SMALL if small else {}))
 
     def module(self, model: OneStepTeacher) -> nn.Module:
         """The network of a model, one tensor to one tensor."""

@@ -1,9 +1,11 @@
 """How a network is run: each runtime makes a function of one tensor, and says how large its weights are on disk."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 import openvino as ov
 import torch
@@ -43,55 +45,55 @@ def in_torch(network: Network, small: bool, dtype: str, compiled: bool = False) 
     return torch.compile(module) if compiled else module, x, None
 
 
-def in_openvino(
-    network: Network, small: bool, models: Path | None, name: str, change: Callable | None = None
-) -> Runnable:
-    """Full precision, or what ``change(model, network)`` makes of a model."""
-    if models is None:
-        with TemporaryDirectory() as folder:
-            return in_openvino(network, small, Path(folder), name, change)
-    plain = network.teacher("float32" if network.part is None else "bfloat16", small)
-    x = network.input(plain, small)
-    student = plain
-    files = {part: models / f"{name}_{part}{'_small' if small else ''}.xml" for part in network.parts}
-    if not all(file.is_file() for file in files.values()):
-        if change is not None:
-            student = change(plain, network)
-        student.float()
-        for part, file in files.items():
-            model = convert(PARTS[part](student).eval(), example(student, part, SIDE))
-            shorten(model)
-            ov.save_model(model, file, compress_to_fp16=False)
-    size = sum(file.with_suffix(".bin").stat().st_size for file in files.values())
-    found = {part: ov.Core().read_model(file) for part, file in files.items()}
-    del student
+def files(network: Network, small: bool, models: Path, name: str) -> dict[str, Path]:
+    """Where the OpenVINO models of a network are, by part."""
+    return {part: models / f"{name}_{part}{'_small' if small else ''}.xml" for part in network.parts}
+
+
+def from_files(network: Network, small: bool, models: Path, name: str) -> Runnable:
+    """What was written there; of the model around it only what is needed."""
+    found = files(network, small, models, name)
+    size = sum(file.with_suffix(".bin").stat().st_size for file in found.values())
+    read = {part: ov.Core().read_model(file) for part, file in found.items()}
+    model = network.architecture(small)
+    x = network.input(model, small)
     if network.part is None:
-        return with_networks(plain, found, "auto"), x, size
-    return CompiledNetwork(found[network.part]), x, size
+        return with_networks(model, read, "auto"), x, size
+    return CompiledNetwork(read[network.part]), x, size
 
 
-def by_nncf(network: Network, small: bool, models: Path | None) -> Runnable:
-    """Post-training quantization by NNCF, "performance" preset, of the same calibration latent."""
+def write(network: Network, small: bool, models: Path, name: str, change: Callable | None = None) -> None:
+    """Convert full precision, or what ``change(model, network)`` makes of a model, unless that was done before."""
+    targets = files(network, small, models, name)
+    if all(file.is_file() for file in targets.values()):
+        return
+    model = network.teacher("float32" if network.part is None else "bfloat16", small)
+    if change is not None:
+        model = change(model, network)
+    model.float()
+    for part, file in targets.items():
+        converted = convert(PARTS[part](model).eval(), example(model, part, SIDE))
+        shorten(converted)
+        ov.save_model(converted, file, compress_to_fp16=False)
+
+
+def write_by_nncf(network: Network, small: bool, models: Path, name: str) -> None:
+    """Post-training quantization by NNCF, "performance" preset, of the same calibration input."""
     import nncf
 
-    plain = network.teacher("float32", small)
-    x, found, size = network.input(plain, small), {}, 0
-    for part in network.parts:
-        sample = example(plain, part, SIDE)
-        model = nncf.quantize(
-            convert(PARTS[part](plain).eval(), sample),
+    targets = files(network, small, models, name)
+    if all(file.is_file() for file in targets.values()):
+        return
+    model = network.teacher("float32", small)
+    for part, file in targets.items():
+        sample = example(model, part, SIDE)
+        quantized = nncf.quantize(
+            convert(PARTS[part](model).eval(), sample),
             nncf.Dataset([sample.numpy()]),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             subset_size=1,
         )
-        with TemporaryDirectory() as folder:
-            ov.save_model(model, Path(folder) / "model.xml")
-            size += (Path(folder) / "model.bin").stat().st_size
-        found[part] = model
-    if network.part is None:
-        return with_networks(plain, found, "auto"), x, size
-    del plain
-    return CompiledNetwork(found[network.part]), x, size
+        ov.save_model(quantized, file)
 
 
 def student_of(kind: type[QuantizationMethod], bits: str) -> Callable[[OneStepTeacher, Network], OneStepTeacher]:
@@ -112,18 +114,35 @@ def student_of(kind: type[QuantizationMethod], bits: str) -> Callable[[OneStepTe
     return build
 
 
-def student(kind: type[QuantizationMethod], bits: str) -> Callable[[Network, bool, Path | None], Runnable]:
-    """The runtime of a method's student."""
-    name = f"{kind.__name__.lower()}_{bits}"
-    return lambda network, small, models: in_openvino(network, small, models, name, student_of(kind, bits))
+@dataclass(frozen=True)
+class Runtime:
+    """One column.
+
+    Attributes:
+        run: makes what is timed, from a network, ``small`` and the folder of models.
+        prepare: writes the models first, in a process whose memory is not counted; None where there are none.
+    """
+
+    run: Callable[[Network, bool, Path], Runnable]
+    prepare: Callable[[Network, bool, Path], None] | None = None
 
 
-RUNTIMES: dict[str, Callable[[Network, bool, Path | None], Runnable]] = {
-    "torch_fp32": lambda network, small, _: in_torch(network, small, "float32"),
-    "torch_bf16": lambda network, small, _: in_torch(network, small, "bfloat16"),
-    "compile_bf16": lambda network, small, _: in_torch(network, small, "bfloat16", compiled=True),
-    "openvino_bf16": lambda network, small, models: in_openvino(network, small, models, "bf16"),
-    "nncf_int8": by_nncf,
+def written(name: str, prepare: Callable[..., None], **options: Any) -> Runtime:
+    """A runtime of OpenVINO models."""
+    return Runtime(partial(from_files, name=name), partial(prepare, name=name, **options))
+
+
+def student(kind: type[QuantizationMethod], bits: str) -> Runtime:
+    """A method's student."""
+    return written(f"{kind.__name__.lower()}_{bits}", write, change=student_of(kind, bits))
+
+
+RUNTIMES: dict[str, Runtime] = {
+    "torch_fp32": Runtime(lambda network, small, _: in_torch(network, small, "float32")),
+    "torch_bf16": Runtime(lambda network, small, _: in_torch(network, small, "bfloat16")),
+    "compile_bf16": Runtime(lambda network, small, _: in_torch(network, small, "bfloat16", compiled=True)),
+    "openvino_bf16": written("bf16", write),
+    "nncf_int8": written("nncf_int8", write_by_nncf),
     "minmax_w8a8": student(MinMax, "w8a8"),
     "passionsr_w8a8": student(PassionSR, "w8a8"),
     "qartsr_w4a4": student(QArtSR, "w4a4"),
