@@ -11,11 +11,11 @@ teacher from 128 to 512 pixels, everything around its networks included. Runtime
     nncf_int8                      the same quantized by NNCF's "performance" preset (pip install nncf; else left out)
     minmax_w8a8, passionsr_w8a8, qartsr_w4a4    students of quantsr, through export.py's converter
 
-Every row has a process of its own. Time is the median of --rounds runs after one that is not counted. Memory is the peak
-of resident memory of loading and running (on Linux), Python included; models are written by another process. "Of int8
-peak" compares the operations of the network's products, by the time, with the fastest int8 product that OpenVINO runs
-here. Students are calibrated on one random latent. Weights are multiplied as int8 whatever they are stored in: below 8
-bits a processor saves memory, not time.
+Every row has a process of its own. Time is the median of --rounds runs after one that is not counted. Memory is the
+peak of resident memory of loading and running (on Linux), Python included; models are written by another process.
+"Of int8 peak" compares the operations of the network's products, by the time, with the fastest int8 product that
+OpenVINO runs here. Students are calibrated on one random latent. Weights are multiplied as int8 whatever they are
+stored in: below 8 bits a processor saves memory, not time.
 """
 
 import argparse

@@ -47,7 +47,8 @@ def in_torch(network: Network, small: bool, dtype: str, compiled: bool = False) 
 
 def files(network: Network, small: bool, models: Path, name: str) -> dict[str, Path]:
     """Where the OpenVINO models of a network are, by part."""
-    return {part: models / f"{name}_{part}{'_small' if small else ''}.xml" for part in network.parts}
+    whose = "tiny_image" if network.part is None else "small" if small else "sd"
+    return {part: models / f"{whose}_{part}_{name}.xml" for part in network.parts}
 
 
 def from_files(network: Network, small: bool, models: Path, name: str) -> Runnable:

@@ -22,4 +22,4 @@ def test_every_runtime_has_a_row(tmp_path):
     assert all(row["seconds"] > 0 and row["gib"] > 0 and row["of_peak"] > 0 for row in rows)
     assert [row["megabytes"] is None for row in rows] == [True, False, False]
     assert all(f"| unet | {runtime} |" in run.stdout for runtime in runtimes)
-    assert {path.suffix for path in tmp_path.glob("minmax_w8a8_denoiser_small.*")} == {".xml", ".bin"}
+    assert {path.suffix for path in tmp_path.glob("small_denoiser_minmax_w8a8.*")} == {".xml", ".bin"}
