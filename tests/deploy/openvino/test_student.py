@@ -24,8 +24,7 @@ from tests.deploy.test_artefact import calibrate, saved, student_of
 
 STUDENTS = {
     "minmax_w8a8": (MinMax, "w8a8", {}),
-    "minmax_w2a2": (MinMax, "w2a2", {}),
-    "lsq_w6a6": (LSQ, "w6a6", {}),
+    "lsq_w2a2": (LSQ, "w2a2", {}),
     "svdquant_w4a4": (SVDQuant, "w4a4", {"gptq": False}),
     "quarot_w8a8": (QuaRot, "w8a8", {"gptq": False}),
     "viditq_w4a4": (ViDiTQ, "w4a4", {}),
