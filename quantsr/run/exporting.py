@@ -29,7 +29,9 @@ def export(cfg: DictConfig) -> Path:
     from quantsr.deploy import openvino  # An extra, and heavy.
 
     folder, floating, sizes = openvino.export(cfg.artefact)
-    print(f"{len(config['modules']) - len(floating)} of {len(config['modules'])} quantized products run as integers")
+    layers = [key.partition(":")[0] for key in config["modules"] if not key.endswith(":Attention")]
+    count = len(layers) - sum(f.name in layers for f in floating)
+    print(f"{count} of {len(layers)} quantized layers multiply integers")
     for why, count in Counter(f.why for f in floating).items():
         print(f"{count} stay in floating point: {why}")
     width = max(map(len, sizes))
