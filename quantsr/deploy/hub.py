@@ -1,6 +1,7 @@
 """Artefacts in the Hugging Face hub's conventions: a repository holds what an artefact folder holds."""
 
 import shutil
+from abc import ABC, abstractmethod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -16,7 +17,7 @@ CARD = "README.md"
 FILES = (CONFIG, WEIGHTS, CARD)
 
 
-class OnTheHub:
+class OnTheHub(ABC):
     """What a pipeline takes from the hub and gives to it.
 
     Attributes:
@@ -26,9 +27,9 @@ class OnTheHub:
     folder: Path | None
 
     @classmethod
+    @abstractmethod
     def load(cls, path: str | Path, runtime: str, device: str | None) -> Self:
         """The pipeline of an artefact folder."""
-        raise NotImplementedError
 
     @classmethod
     def from_pretrained(
