@@ -44,6 +44,9 @@ def environment() -> dict[str, str]:
 def as_it_was():
     """What a command changes in its process is put back."""
     before = dict(os.environ), sys.argv
+    if "absl.logging" in sys.modules:
+        # OpenVINO imports absl, whose handler closes the stream of its import when Hydra sets up logging: pytest's own.
+        sys.modules["absl.logging"].get_absl_handler().python_handler.stream = sys.__stderr__
     try:
         with warnings.catch_warnings():
             yield
