@@ -12,6 +12,8 @@ from quantsr.errors import UserError
 
 COLOR_FIXES = ("none", "adain", "wavelet")
 VARIANCE_FLOOR = 1e-5  # keeps a flat channel from dividing by zero
+STRIP = 512
+"""Rows that are blurred at a time: what blurring takes beside the image stays small."""
 
 
 def adain(image: Tensor, reference: Tensor) -> Tensor:
@@ -41,8 +43,15 @@ def wavelet(image: Tensor, reference: Tensor, levels: int = 5) -> Tensor:
     Returns:
         The corrected image, ``(b, c, h, w)``; values can leave [0, 1].
     """
-    # Blurring is linear: one blur of the difference does for both.
-    return image - low_frequencies(image - reference, levels)
+    height, reach = image.shape[-2], 2**levels - 1
+    fixed = torch.empty_like(image)
+    for top in range(0, height, STRIP):
+        bottom, above = min(top + STRIP, height), min(top, reach)
+        rows = slice(top - above, bottom + reach)
+        # Blurring is linear: one blur of the difference does for both.
+        coarse = low_frequencies(image[..., rows, :] - reference[..., rows, :], levels)
+        fixed[..., top:bottom, :] = image[..., top:bottom, :] - coarse[..., above : above + bottom - top, :]
+    return fixed
 
 
 def low_frequencies(image: Tensor, levels: int) -> Tensor:

@@ -47,6 +47,14 @@ def test_wavelet_works_on_images_smaller_than_its_reach():
     torch.testing.assert_close(wavelet(image, image), image)
 
 
+@pytest.mark.parametrize("height", [40, 47, 64, 90])
+def test_wavelet_in_strips_is_that_of_the_whole(monkeypatch, height):
+    image, reference = torch.rand(2, 1, 3, height, 20, generator=torch.Generator().manual_seed(0))
+    whole = wavelet(image, reference)
+    monkeypatch.setattr("quantsr.color.STRIP", 16)
+    assert torch.equal(wavelet(image, reference), whole)
+
+
 @pytest.mark.parametrize("how", ["adain", "wavelet"])
 def test_corrections_are_differentiable(how):
     image = torch.rand(1, 3, 6, 6, dtype=torch.float64, requires_grad=True)

@@ -6,8 +6,8 @@ from omegaconf import OmegaConf
 
 from quantsr.errors import UserError
 from quantsr.loading import build_architecture, teacher_of
+from quantsr.teachers.micro import MICRO
 from quantsr.teachers.one_step import OneStepTeacher
-from tests.conftest import MICRO
 
 LOADER = {"_target_": "quantsr.teachers.files.new_one_step", "seed": 3, **MICRO}
 

@@ -13,52 +13,8 @@ from quantsr.methods.stages import Stage
 from quantsr.quant.spec import Bits
 from quantsr.teachers.base import Teacher
 from quantsr.teachers.mgldvsr.checkpoints import random_mgldvsr
+from quantsr.teachers.micro import MICRO, MICRO_VIDEO
 from quantsr.teachers.osediff import random_osediff
-
-SMALL: dict[str, dict[str, Any]] = {
-    "osediff": {
-        "prompt_tokens": 4,
-        "vae": {
-            "down_block_types": ["DownEncoderBlock2D"] * 2,
-            "up_block_types": ["UpDecoderBlock2D"] * 2,
-            "block_out_channels": [8, 8],
-            "layers_per_block": 1,
-            "norm_num_groups": 4,
-        },
-        "unet": {
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-            "block_out_channels": [8, 16],
-            "layers_per_block": 1,
-            "cross_attention_dim": 8,
-            "attention_head_dim": 2,
-            "use_linear_projection": True,
-            "norm_num_groups": 4,
-        },
-    },
-    "mgldvsr": {
-        "prompt_tokens": 4,
-        "vae": {"base_channels": 32, "channel_multipliers": [1, 1, 1], "blocks_per_level": 1},
-        "unet": {
-            "base_channels": 32,
-            "channel_multipliers": [1, 2],
-            "blocks_per_level": 1,
-            "attention_levels": [1],
-            "head_channels": 32,
-            "prompt_channels": 16,
-            "structure_channels": 32,
-        },
-        "structure": {
-            "base_channels": 32,
-            "channel_multipliers": [1, 2],
-            "blocks_per_level": 1,
-            "attention_levels": [1],
-            "heads": 2,
-            "out_channels": 32,
-        },
-    },
-}
-"""Networks that only show that the benchmark runs."""
 
 METHODS: dict[str, tuple[type[QuantizationMethod], dict[str, Any]]] = {
     "passionsr": (PassionSR, {"observation_steps": 1}),
@@ -113,10 +69,10 @@ class Case:
 
     def build_teacher(self) -> Teacher:
         """Random weights."""
-        config = SMALL[self.teacher] if self.small else {}
         if self.teacher == "mgldvsr":
-            return random_mgldvsr(dtype=self.dtype, flow=None, steps=1, **config)
-        return random_osediff(dtype=self.dtype, **config)
+            one_step = {"flow": None, "steps": 1}
+            return random_mgldvsr(dtype=self.dtype, **((MICRO_VIDEO if self.small else {}) | one_step))
+        return random_osediff(dtype=self.dtype, **(MICRO if self.small else {}))
 
     def build_method(self, teacher: Teacher) -> QuantizationMethod:
         """The method with the stages of :func:`chosen`."""

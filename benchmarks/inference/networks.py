@@ -1,7 +1,6 @@
 """What is measured: one network of a model, or the whole of it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,30 +8,9 @@ from torch import Tensor, nn
 from quantsr.deploy.openvino.exporting import NETWORKS as PARTS
 from quantsr.deploy.openvino.exporting import example
 from quantsr.teachers.files import load_teacher
+from quantsr.teachers.micro import MICRO
 from quantsr.teachers.one_step import OneStepTeacher
 from quantsr.teachers.osediff import architecture, random_osediff
-
-SMALL: dict[str, Any] = {
-    "prompt_tokens": 4,
-    "vae": {
-        "down_block_types": ["DownEncoderBlock2D"] * 2,
-        "up_block_types": ["UpDecoderBlock2D"] * 2,
-        "block_out_channels": [8, 8],
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-    },
-    "unet": {
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-        "block_out_channels": [8, 16],
-        "layers_per_block": 1,
-        "cross_attention_dim": 8,
-        "attention_head_dim": 2,
-        "use_linear_projection": True,
-        "norm_num_groups": 4,
-    },
-}
-"""Networks that only show that the benchmark runs."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +34,14 @@ class Network:
         """The model: packaged weights for the whole, random ones for a part."""
         if self.part is None:
             return load_teacher("tiny_image").to(getattr(torch, dtype))
-        return random_osediff(dtype=dtype, **(SMALL if small else {}))
+        return random_osediff(dtype=dtype, **(MICRO if small else {}))
 
     def architecture(self, small: bool) -> OneStepTeacher:
         """The same model; of a part without weights, on the meta device."""
         if self.part is None:
             return self.teacher("float32", small)
         with torch.device("meta"):
-            return architecture(**(SMALL if small else {}))
+            return architecture(**(MICRO if small else {}))
 
     def module(self, model: OneStepTeacher) -> nn.Module:
         """The network of a model, one tensor to one tensor."""

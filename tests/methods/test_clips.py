@@ -18,7 +18,8 @@ from quantsr.methods.trq import TimestepRetraining
 from quantsr.quant.calibrate import mode, quantized_modules, set_mode, uncalibrated
 from quantsr.quant.recipe import AttentionRecipe
 from quantsr.quant.spec import Bits
-from tests.conftest import MICRO_VIDEO, micro_video_teacher
+from quantsr.teachers.micro import MICRO_VIDEO
+from tests.conftest import micro_video_teacher
 
 ONE_LEVEL = {
     "unet": MICRO_VIDEO["unet"] | {"channel_multipliers": [2], "attention_levels": [0]},

@@ -16,7 +16,8 @@ from quantsr.quant.layer import QuantizedLayer
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.rounding import AdaptiveRounding
 from quantsr.quant.spec import Bits
-from tests.conftest import MICRO_VIDEO, micro_video_teacher
+from quantsr.teachers.micro import MICRO_VIDEO
+from tests.conftest import micro_video_teacher
 from tests.methods.test_resume import SaveInside, assert_same, state
 
 SHORT = {"observation_steps": 2, "weight_steps": 4, "activation_steps": 3, "kept_batches": 2, "rounding_lr": 0.05}

@@ -14,8 +14,8 @@ from quantsr.quant.spec import Bits
 from quantsr.teachers.base import DTYPES, Teacher
 from quantsr.teachers.files import load_teacher, save_teacher
 from quantsr.teachers.mgldvsr.checkpoints import random_mgldvsr
+from quantsr.teachers.micro import MICRO, MICRO_VIDEO
 from quantsr.teachers.osediff import random_osediff
-from tests.conftest import MICRO, MICRO_VIDEO
 
 
 @pytest.fixture(params=DTYPES)

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 from quantsr.errors import UserError
 from quantsr.quant.prepare import is_layer
 from quantsr.teachers.files import build_teacher
-from tests.conftest import MICRO, micro_teacher
+from quantsr.teachers.micro import MICRO
+from tests.conftest import micro_teacher
 
 SIZES = [(8, 8), (7, 9), (1, 1), (5, 16), (3, 2)]
 

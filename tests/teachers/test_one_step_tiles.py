@@ -18,7 +18,8 @@ from quantsr.quant.calibrate import mode, settle
 from quantsr.quant.folded import fold
 from quantsr.quant.spec import Bits
 from quantsr.teachers.files import build_teacher, load_teacher, save_teacher
-from tests.conftest import MICRO, micro_teacher
+from quantsr.teachers.micro import MICRO
+from tests.conftest import micro_teacher
 
 TILE = 32  # Of the micro teacher, whose sizes are padded to multiples of 4 and whose latents are half as large.
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from quantsr.teachers.mgldvsr.checkpoints import random_mgldvsr
+from quantsr.teachers.micro import MICRO, MICRO_VIDEO
 from quantsr.teachers.osediff import random_osediff
-from tests.conftest import MICRO, MICRO_VIDEO, ROOT
+from tests.conftest import ROOT
 
 TEACHERS = {"osediff": (random_osediff, MICRO, (2,)), "mgldvsr": (random_mgldvsr, MICRO_VIDEO, (2, 3))}
 EACH = pytest.mark.parametrize("name", TEACHERS)

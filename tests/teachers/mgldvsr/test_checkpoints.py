@@ -13,7 +13,8 @@ from torch import Tensor
 from quantsr.errors import UserError
 from quantsr.teachers.mgldvsr import MGLDVSRTeacher
 from quantsr.teachers.mgldvsr.checkpoints import FULL_SIZE, load_released
-from tests.conftest import MICRO_VIDEO, ROOT, micro_video_teacher
+from quantsr.teachers.micro import MICRO_VIDEO
+from tests.conftest import ROOT, micro_video_teacher
 
 PATHS = ("unet_file", "vae_file", "prompt_file")
 

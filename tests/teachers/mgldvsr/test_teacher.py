@@ -9,7 +9,8 @@ from quantsr.errors import UserError
 from quantsr.quant.prepare import is_layer
 from quantsr.teachers.files import build_teacher, load_teacher, save_teacher
 from quantsr.teachers.mgldvsr import MGLDVSRTeacher
-from tests.conftest import MICRO_VIDEO, micro_video_teacher
+from quantsr.teachers.micro import MICRO_VIDEO
+from tests.conftest import micro_video_teacher
 
 SIZES = [(8, 8), (7, 9), (1, 1), (5, 16), (3, 2)]
 
