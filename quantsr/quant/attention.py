@@ -92,7 +92,7 @@ class QuantizedAttention(nn.Module):
 
     def __init__(self, recipe: AttentionRecipe, head_dim: int):
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.head_dim = recipe, head_dim
         self.mode: Mode = "quantized"
         self.query, self.key, self.probability, self.value = (Quantizer(recipe.act, axis=-1) for _ in range(4))
         alpha = recipe.smoothing
@@ -152,15 +152,17 @@ class QuantizedAttention(nn.Module):
             if self.mode != "full_precision":
                 self._observe(q, k, v)
             return F.scaled_dot_product_attention(q, k, v)
-        dtype = q.dtype
-        q, k, v, key_scale = self._scaled(q, k, v)
+        return self.products(*self._scaled(q, k, v)).to(q.dtype)
+
+    def products(self, q: Tensor, k: Tensor, v: Tensor, key_scale: Tensor | None) -> Tensor:
+        """Both products, quantized, of factors that are scaled already; ``key_scale`` is that of the probabilities."""
         q, k, v = self.query(q), self.key(k), self.value(v)
 
         def weigh(part: Tensor) -> Tensor:
             p = _softmax(part, k)
             return self.probability(p if key_scale is None else p * key_scale).to(v.dtype) @ v
 
-        return _by_chunks(weigh, q, k.shape[-2]).to(dtype)
+        return _by_chunks(weigh, q, k.shape[-2])
 
     def _scaled(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """q d_qk, k / d_qk, v / d_vw and d_vw."""
@@ -202,10 +204,7 @@ def _softmax(q: Tensor, k: Tensor) -> Tensor:
 
 
 def _chunks(q: Tensor, keys: int) -> tuple[Tensor, ...]:
-    """Queries in pieces whose probabilities number at most about ``CHUNK``; in a traced graph all at once, whose sizes
-    are not known yet and whose runtime plans its own memory."""
-    if torch.jit.is_tracing():
-        return (q,)
+    """Queries in pieces whose probabilities number at most about ``CHUNK``."""
     per_query = q.shape[0] * q.shape[1] * keys
     return q.split(max(1, CHUNK // per_query), dim=-2)
 

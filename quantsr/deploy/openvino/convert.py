@@ -1,8 +1,7 @@
 """A torch network with folded layers to an OpenVINO model: traced, its quantized parts written out by us."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import openvino as ov
@@ -10,38 +9,41 @@ import torch
 from openvino.frontend.pytorch import ConversionExtension
 from torch import Tensor, nn
 
+from quantsr.deploy.openvino.attention import attention_output
 from quantsr.deploy.openvino.layer import layer_output
-from quantsr.deploy.openvino.quantize import quantized
 from quantsr.quant.attention import QuantizedAttention
 from quantsr.quant.folded import FoldedLayer
-from quantsr.quant.quantizer import Quantizer
 
-OPERATION = "quantsr::quantized"
+LAYER, ATTENTION = "quantsr::layer", "quantsr::attention"
 _modules: list[nn.Module] = []
 """Of the conversion that is going on, by their number in the traced graph."""
 
 
-@torch.library.custom_op(OPERATION, mutates_args=())
-def _quantized(x: Tensor, number: int) -> Tensor:
-    """One operation in the traced graph for a whole module; of its output only the shape is needed."""
+@torch.library.custom_op(LAYER, mutates_args=())
+def _layer(x: Tensor, number: int) -> Tensor:
+    """One operation in the traced graph for a whole layer; of its output only the shape is needed."""
     module = _modules[number]
-    if isinstance(module, Quantizer):
-        return x.clone()
     shape = module.operation(*(torch.empty(t.shape, device="meta") for t in (x, module.codes))).shape
     # Cheap, and dependent on the input in a way that no normalization takes out again.
     phase = x.flatten() @ torch.arange(float(x.numel())).sin()
     return (torch.arange(float(shape.numel())) + phase).sin().view(shape)
 
 
-class _Marked(nn.Module):
-    """A quantized module as a single operation."""
+@torch.library.custom_op(ATTENTION, mutates_args=())
+def _attention(q: Tensor, k: Tensor, v: Tensor, key_scale: Tensor, number: int) -> Tensor:
+    """The same for both products of attention."""
+    return q + k.mean() + v.mean()
 
-    def __init__(self, module: nn.Module, number: int):
+
+class _MarkedLayer(nn.Module):
+    """A layer as a single operation."""
+
+    def __init__(self, layer: FoldedLayer, number: int):
         super().__init__()
-        self.original, self.number = module, number
+        self.original, self.number = layer, number
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.quantsr.quantized(x, self.number)
+        return torch.ops.quantsr.layer(x, self.number)
 
 
 class _Constant(nn.Module):
@@ -64,53 +66,46 @@ def convert(network: nn.Module, example: Tensor) -> ov.Model:
         network: one float32 tensor in, one out; it is as it was afterwards.
         example: an input ``(1, c, h, w)``; height and width of the model stay open.
     """
-    extension = ConversionExtension(OPERATION, _written)
-    with warnings.catch_warnings(), torch.no_grad(), _replaced() as replace:
+    extensions = [ConversionExtension(LAYER, _written_layer), ConversionExtension(ATTENTION, _written_attention)]
+    with warnings.catch_warnings(), torch.no_grad(), ExitStack() as stack:
         warnings.simplefilter("ignore")  # Tracing warns of every size that a Python program looks at.
+        stack.callback(_modules.clear)
         for name, module in list(network.named_modules()):
             if isinstance(module, FoldedLayer):
-                replace(network, name, _mark(module))
+                _replace(stack, network, name, _MarkedLayer(module, _number(module)))
             elif isinstance(module, QuantizedAttention):
-                for quantizer in ("query", "key", "probability", "value"):
-                    replace(module, quantizer, _mark(getattr(module, quantizer)))
+                _replace_products(stack, module, _number(module))
         for name, output in constants(network, example).items():
-            replace(network, name, _Constant(output))
+            _replace(stack, network, name, _Constant(output))
         traced = torch.jit.trace(network, example, check_trace=False)
-        model = ov.convert_model(
-            traced, example_input=example, input=[1, example.shape[1], -1, -1], extension=[extension]
-        )
-    return model
+        shape = [1, example.shape[1], -1, -1]
+        return ov.convert_model(traced, example_input=example, input=shape, extension=extensions)
 
 
-def _mark(module: nn.Module) -> _Marked:
+def _number(module: nn.Module) -> int:
     _modules.append(module)
-    return _Marked(module, len(_modules) - 1)
+    return len(_modules) - 1
 
 
-@contextmanager
-def _replaced() -> Iterator[Callable[[nn.Module, str, nn.Module], None]]:
-    """Within, modules can be replaced: by owner, name and substitute. They come back afterwards."""
-    originals: list[tuple[nn.Module, str, nn.Module]] = []
+def _replace(stack: ExitStack, owner: nn.Module, name: str, substitute: nn.Module) -> None:
+    """Another module in its place until the stack is closed."""
+    stack.callback(owner.set_submodule, name, owner.get_submodule(name))
+    owner.set_submodule(name, substitute)
 
-    def replace(owner: nn.Module, name: str, substitute: nn.Module) -> None:
-        originals.append((owner, name, owner.get_submodule(name)))
-        owner.set_submodule(name, substitute)
 
-    try:
-        yield replace
-    finally:
-        for owner, name, module in reversed(originals):
-            owner.set_submodule(name, module)
-        _modules.clear()
+def _replace_products(stack: ExitStack, attention: QuantizedAttention, number: int) -> None:
+    """One operation in their place."""
+
+    def marked(q: Tensor, k: Tensor, v: Tensor, key_scale: Tensor | None) -> Tensor:
+        return torch.ops.quantsr.attention(q, k, v, torch.ones(1) if key_scale is None else key_scale, number)
+
+    stack.callback(delattr, attention, "products")  # The class's own again.
+    attention.products = marked  # type: ignore[method-assign]
 
 
 def constants(network: nn.Module, example: Tensor) -> dict[str, Tensor]:
     """Outputs of the marked layers whose input is the same whatever the network's is, by name."""
-    layers = {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, _Marked) and isinstance(module.original, FoldedLayer)
-    }
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, _MarkedLayer)}
     seen: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     same: set[str] = set()
@@ -139,7 +134,13 @@ def constants(network: nn.Module, example: Tensor) -> dict[str, Tensor]:
     return outputs
 
 
-def _written(node: Any) -> list[ov.Output]:
-    """The operations of a marked module."""
-    x, module = node.get_input(0), _modules[int(node.get_values_from_const_input(1))]
-    return [quantized(x, module, 0).dequantized() if isinstance(module, Quantizer) else layer_output(module, x)]
+def _written_layer(node: Any) -> list[ov.Output]:
+    """The operations of a marked layer."""
+    return [layer_output(_modules[int(node.get_values_from_const_input(1))], node.get_input(0))]
+
+
+def _written_attention(node: Any) -> list[ov.Output]:
+    """The operations of marked products."""
+    attention = _modules[int(node.get_values_from_const_input(4))]
+    q, k, v, key_scale = (node.get_input(number) for number in range(4))
+    return [attention_output(attention, q, k, v, None if attention.key_scale is None else key_scale)]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from quantsr import __version__
 from quantsr.deploy.artefact import artefact_folder, load_student
+from quantsr.deploy.openvino import attention, layer
 from quantsr.deploy.openvino.convert import convert
-from quantsr.deploy.openvino.layer import why_not
 from quantsr.deploy.openvino.packed import shorten
 from quantsr.errors import UserError
 from quantsr.quant.attention import QuantizedAttention
@@ -140,8 +140,8 @@ def check(student: Teacher) -> list[Floating]:
         if isinstance(module, FoldedLayer):
             if module.recipe.token_split:
                 raise UserError(f"runtime=openvino cannot express the token split of {name}: use runtime=torch")
-            if (why := why_not(module)) is not None:
+            if (why := layer.why_not(module)) is not None:
                 floating.append(Floating(name, why))
-        elif isinstance(module, QuantizedAttention) and module.recipe.act.range == "dynamic":
-            floating.append(Floating(name, "attention with a scale per token"))
+        elif isinstance(module, QuantizedAttention) and (why := attention.why_not(module)) is not None:
+            floating.append(Floating(name, why))
     return floating
