@@ -12,6 +12,7 @@ import torch
 from networks import Network
 from torch import Tensor
 
+from quantsr.deploy.openvino import networks
 from quantsr.deploy.openvino.convert import convert
 from quantsr.deploy.openvino.exporting import NETWORKS as PARTS
 from quantsr.deploy.openvino.exporting import example
@@ -51,8 +52,14 @@ def files(network: Network, small: bool, models: Path, name: str) -> dict[str, P
     return {part: models / f"{whose}_{part}_{name}.xml" for part in network.parts}
 
 
-def from_files(network: Network, small: bool, models: Path, name: str) -> Runnable:
-    """What was written there; of the model around it only what is needed."""
+def from_files(network: Network, small: bool, models: Path, name: str, plain: bool = False) -> Runnable:
+    """What was written there; of the model around it only what is needed.
+
+    Args:
+        plain: leave out what quantsr does to a model before it is compiled, in the rest of this process.
+    """
+    if plain:
+        networks.write_out_norms = lambda model: None
     found = files(network, small, models, name)
     size = sum(file.with_suffix(".bin").stat().st_size for file in found.values())
     read = {part: ov.Core().read_model(file) for part, file in found.items()}
@@ -128,9 +135,9 @@ class Runtime:
     prepare: Callable[[Network, bool, Path], None] | None = None
 
 
-def written(name: str, prepare: Callable[..., None], **options: Any) -> Runtime:
+def written(name: str, prepare: Callable[..., None], plain: bool = False, **options: Any) -> Runtime:
     """A runtime of OpenVINO models."""
-    return Runtime(partial(from_files, name=name), partial(prepare, name=name, **options))
+    return Runtime(partial(from_files, name=name, plain=plain), partial(prepare, name=name, **options))
 
 
 def student(kind: type[QuantizationMethod], bits: str) -> Runtime:
@@ -142,8 +149,8 @@ RUNTIMES: dict[str, Runtime] = {
     "torch_fp32": Runtime(lambda network, small, _: in_torch(network, small, "float32")),
     "torch_bf16": Runtime(lambda network, small, _: in_torch(network, small, "bfloat16")),
     "compile_bf16": Runtime(lambda network, small, _: in_torch(network, small, "bfloat16", compiled=True)),
-    "openvino_bf16": written("bf16", write),
-    "nncf_int8": written("nncf_int8", write_by_nncf),
+    "openvino_bf16": written("bf16", write, plain=True),
+    "nncf_int8": written("nncf_int8", write_by_nncf, plain=True),
     "minmax_w8a8": student(MinMax, "w8a8"),
     "passionsr_w8a8": student(PassionSR, "w8a8"),
     "qartsr_w4a4": student(QArtSR, "w4a4"),

@@ -9,6 +9,7 @@ import openvino as ov
 import torch
 from torch import Tensor, nn
 
+from quantsr.deploy.openvino.normalization import write_out_norms
 from quantsr.deploy.openvino.packed import expand
 from quantsr.deploy.openvino.statistics import MEASURE, GraphStatistics, variant
 
@@ -81,11 +82,12 @@ def compile_model(model: ov.Model, shape: tuple[int, ...], precision: str) -> ov
     """A model for one size of its first input, on as many threads as torch has.
 
     Args:
-        model: is reshaped.
+        model: is reshaped, and its group norms written out.
         shape: of the input.
         precision: of what is not quantized, ``bf16`` or ``f32``.
     """
     model.reshape({model.input(0): list(shape)})
+    write_out_norms(model)
     options = {
         # Without the hint, what is not quantized runs in float32.
         "INFERENCE_PRECISION_HINT": precision,
