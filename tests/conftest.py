@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from quantsr.teachers.one_step import OneStepTeacher
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
+WIDTHS = {"desktop": (1200, 900), "phone": (390, 844)}
+"""Of a page, and its height."""
 
 
 def micro_teacher(seed: int = 0, **changes) -> OneStepTeacher:
@@ -103,3 +107,16 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the real test images, which are not part of the repository")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a screen; skips where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if BROWSER is None:
+        pytest.skip("no Chromium or Chrome here")
+    with sync_api.sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=arguments)
+        yield browser
+        browser.close()

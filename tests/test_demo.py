@@ -1,7 +1,6 @@
 """The demo in a browser: a photo goes in, versions stand behind a slider, and nobody else is asked for anything."""
 
 import io
-import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -18,11 +17,8 @@ from quantsr.deploy.pipeline import Pipeline
 from quantsr.errors import UserError
 from quantsr.evaluation import as_saved, bicubic
 from quantsr.teachers.files import load_teacher, save_teacher
-from tests.conftest import micro_teacher, picture
+from tests.conftest import WIDTHS, micro_teacher, picture
 from tests.deploy.conftest import image_run, video_run  # noqa: F401 - fixtures
-
-BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
-WIDTHS = {"desktop": (1200, 900), "phone": (390, 844)}
 
 
 @pytest.fixture(scope="module")
@@ -135,18 +131,6 @@ def address(demo, hosts, tmp_path_factory) -> Iterator[str]:
     blocks = page(demo, [str(folder / "example.png")])
     yield launch(blocks)
     blocks.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if BROWSER is None:
-        pytest.skip("no Chromium or Chrome here")
-    with sync_api.sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(params=WIDTHS)

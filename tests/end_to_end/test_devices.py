@@ -31,8 +31,9 @@ def ranks_of(folder: Path) -> list[str]:
         ["method=minmax"],
         ["method=passionsr", "method.steps=3", "method.parts=[decoder]"],
         ["method=qartsr", "method.module_steps=1", "method.extended_steps=2"],
+        ["method=passionsr", "method.steps=2", "method.parts=[denoiser]", "offload=true"],
     ],
-    ids=["minmax", "passionsr", "qartsr"],
+    ids=["minmax", "passionsr", "qartsr", "offload"],
 )
 def test_two_devices_are_as_one(run, run_alone, micro, tmp_path, method):
     one, two = tmp_path / "one", tmp_path / "two"

@@ -1,7 +1,6 @@
 """The page in a browser: it opens from disk without errors or requests, its controls work, it fits a phone."""
 
 import io
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,23 +9,10 @@ import pytest
 from PIL import Image
 
 from quantsr.report import read_jobs, write_report
+from tests.conftest import WIDTHS
 from tests.report.conftest import METRICS, student
 
-BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
 ODD = "a<b>&amp;\"q\" 'ü' </script><script>throw 1</script> 漢字 {{ x }}"
-WIDTHS = {"desktop": (1200, 900), "phone": (390, 844)}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if BROWSER is None:
-        pytest.skip("no Chromium or Chrome here")
-    with sync_api.sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=arguments)
-        yield browser
-        browser.close()
 
 
 def flat(*color: int) -> np.ndarray:

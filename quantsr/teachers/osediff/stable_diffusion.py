@@ -4,6 +4,7 @@ A source is a folder in diffusers' layout, one file in the original naming, or t
 Face hub in diffusers' layout.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,18 +46,33 @@ def find_files(source: str | Path) -> dict[str, Path]:
     """The files with the weights of ``unet`` and ``vae``; those of a hub repository are downloaded once.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or those of a model that does not predict epsilon.
     """
     path = Path(source).expanduser()
     if path.is_file():
         return dict.fromkeys(ORIGINAL, path)
     if path.is_dir():
+        check_prediction(path)
         return {name: _in_folder(path / name) for name in ORIGINAL}
     if is_hub_id(source):
         return {name: _from_hub(str(source), name) for name in ORIGINAL}
     raise UserError(
         f"there is no Stable Diffusion at {path}: give {LOCAL}, or the id of a repository on the Hugging Face hub"
     )
+
+
+def check_prediction(folder: Path) -> None:
+    """Refuse a folder whose schedule says that its model predicts something else than epsilon, with a UserError.
+
+    Stable Diffusion 2.1 for 768 pixels has the same names and shapes, and predicts v; a single file does not say so.
+    """
+    config = folder / "scheduler" / "scheduler_config.json"
+    predicts = json.loads(config.read_text()).get("prediction_type", "epsilon") if config.is_file() else "epsilon"
+    if predicts != "epsilon":
+        raise UserError(
+            f"the model in {folder} predicts {predicts} ({config.relative_to(folder)}), OSEDiff is made of one that "
+            "predicts epsilon: give stable-diffusion-2-1-base"
+        )
 
 
 def is_hub_id(source: str | Path) -> bool:

@@ -1,5 +1,7 @@
 """Stable Diffusion loads the same from a diffusers folder, a file in the original naming and the hub's cache."""
 
+import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from quantsr.teachers.osediff import load_osediff
 from tests.teachers.osediff.conftest import MICRO
 
 NETWORKS = ("unet", "vae")
+FILE = "diffusion_pytorch_model.safetensors"
 
 
 def assert_same(loaded, original, lq) -> None:
@@ -24,7 +27,7 @@ def rewritten(folder: Path, target: Path, write) -> Path:
     """A copy of a diffusers folder whose weights ``write(tensors, folder of a network)`` puts there."""
     for name in NETWORKS:
         (target / name).mkdir(parents=True)
-        write(load_file(folder / name / "diffusion_pytorch_model.safetensors"), target / name)
+        write(load_file(folder / name / FILE), target / name)
     return target
 
 
@@ -33,6 +36,16 @@ def test_a_diffusers_folder(folder, prompt_file, original, lq):
     assert_same(loaded, original, lq)
     assert loaded.config == original.config
     assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize(("predicts", "is_taken"), [("epsilon", True), ("v_prediction", False)])
+def test_a_model_that_predicts_something_else_is_refused(tmp_path, folder, prompt_file, predicts, is_taken):
+    """Stable Diffusion 2.1 for 768 pixels has the names and shapes of the base model."""
+    copy = rewritten(folder, tmp_path, lambda tensors, target: save_file(tensors, target / FILE))
+    (copy / "scheduler").mkdir()
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": predicts}))
+    with nullcontext() if is_taken else pytest.raises(UserError, match=r"predicts v_prediction.*2-1-base"):
+        load_osediff(copy, prompt_file=prompt_file, **MICRO)
 
 
 def test_a_folder_of_pickles(tmp_path, folder, prompt_file, original, lq):
