@@ -156,7 +156,7 @@ def main() -> None:
     configs = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for name in args.methods:
-            options = [f"method={name}", "+experiment=compare_image", f"bits={args.bits}", f"data.crop={args.crop}"]
+            options = [f"method={name}", "experiment=compare_image", f"bits={args.bits}", f"data.crop={args.crop}"]
             configs[name] = compose("train", options)
     cfg = configs[args.methods[0]]
     side, batch = args.crop // 4, cfg.data.batch_size

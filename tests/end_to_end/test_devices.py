@@ -31,7 +31,7 @@ def ranks_of(folder: Path) -> list[str]:
         ["method=minmax"],
         ["method=passionsr", "method.steps=3", "method.parts=[decoder]"],
         ["method=qartsr", "method.module_steps=1", "method.extended_steps=2"],
-        ["method=passionsr", "method.steps=2", "method.parts=[denoiser]", "offload=true"],
+        ["method=passionsr", "method.steps=3", "method.parts=[decoder]", "offload=true"],
     ],
     ids=["minmax", "passionsr", "qartsr", "offload"],
 )
