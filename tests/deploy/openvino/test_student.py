@@ -13,7 +13,6 @@ from quantsr.methods.minmax import MinMax
 from quantsr.methods.passionsr import PassionSR
 from quantsr.methods.qartsr import QArtSR
 from quantsr.methods.quantvsr import QuantVSR
-from quantsr.methods.quarot import QuaRot
 from quantsr.methods.svdquant import SVDQuant
 from quantsr.methods.viditq import ViDiTQ
 from quantsr.quant.recipe import LayerRecipe, Rule
@@ -26,12 +25,12 @@ STUDENTS = {
     "minmax_w8a8": (MinMax, "w8a8", {}),
     "lsq_w2a2": (LSQ, "w2a2", {}),
     "svdquant_w4a4": (SVDQuant, "w4a4", {"gptq": False}),
-    "quarot_w8a8": (QuaRot, "w8a8", {"gptq": False}),
     "viditq_w4a4": (ViDiTQ, "w4a4", {}),
     "passionsr_w8a8": (PassionSR, "w8a8", {}),
     "qartsr_w4a4": (QArtSR, "w4a4", {}),
 }
-"""Methods whose codes need no stage of their own; Q-Diffusion's layers are those of MinMax with a cut."""
+"""Methods whose codes need no stage of their own; Q-Diffusion's layers are those of MinMax with a cut,
+QuaRot's those of ViDiT-Q without smoothing."""
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
