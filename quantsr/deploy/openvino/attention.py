@@ -76,8 +76,8 @@ def attention_output(
     query, key = factor(q, attention.query, SIGNED, gain), factor(k, attention.key, SIGNED)
     scores = op.matmul(query.values, key.values, False, True).output(0)
     if query.offset:
-        per_key = op.transpose(_sum(key.dequantized(), 3), constant([0, 1, 3, 2], np.int64))
-        scores = op.subtract(scores, op.multiply(per_key, constant(query.offset))).output(0)
+        per_key = op.transpose(_sum(key.dequantized(), 3), constant([0, 1, 3, 2], np.int64)).output(0)
+        scores = op.subtract(scores, op.multiply(_for_one_head(per_key, q), constant(query.offset))).output(0)
     p, value = factor(_probabilities(scores, key_scale), attention.probability, UNSIGNED), _value(attention, v)
     y = op.matmul(p.values, value.values, False, False).output(0)
     if value.offset:
@@ -116,6 +116,19 @@ def _value(attention: QuantizedAttention, v: Output) -> Factor:
         return value
     none, one = constant([0, 0, 0, 0], np.int64), constant([0, 0, 0, 1], np.int64)
     return factor(op.pad(v, none, one, "constant", constant(value.one)).output(0), attention.value, SIGNED)
+
+
+def _for_one_head(per_key: Output, q: Output) -> Output:
+    """``(b, heads, 1, m)`` written out for every query where there is one head, as in a VAE.
+
+    With AMX and float32, OpenVINO 2026.4 reads the wrong elements of a row that it broadcasts in fused attention of one
+    head; of more heads it does not.
+    """
+    if q.get_partial_shape()[1] != 1:
+        return per_key
+    queries = op.gather(op.shape_of(q), constant([2], np.int64), constant(0, np.int64))
+    one = constant([1], np.int64)
+    return op.tile(per_key, op.concat([one, one, queries, one], 0)).output(0)
 
 
 def _probabilities(scores: Output, key_scale: Output | None) -> Output:

@@ -22,9 +22,9 @@ BOUNDS = {
 }
 
 
-def factors(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def factors(seed: int = 0, heads: int = HEADS) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(BATCH, HEADS, n, CHANNELS) for n in (QUERIES, KEYS, KEYS)]
+    shapes = [(BATCH, heads, n, CHANNELS) for n in (QUERIES, KEYS, KEYS)]
     return tuple(torch.randn(shape, generator=generator) + 0.3 for shape in shapes)
 
 
@@ -59,9 +59,10 @@ def assert_same(found: Tensor, expected: Tensor, step: float) -> None:
 @pytest.mark.parametrize("bits", [2, 4, 7, 8])
 @pytest.mark.parametrize("bounds", BOUNDS.values(), ids=BOUNDS)
 @pytest.mark.parametrize("kind", ["affine", "symmetric", "learned"])
-def test_the_products_are_those_of_the_simulation(bits, bounds, kind):
+@pytest.mark.parametrize("heads", [1, HEADS], ids=lambda heads: f"{heads} heads")
+def test_the_products_are_those_of_the_simulation(bits, bounds, kind, heads):
     spec = AffineSpec(bits, symmetric=kind == "symmetric", range="learned" if kind == "learned" else "minmax")
-    attention, inputs = calibrated(spec, bounds), factors()
+    attention, inputs = calibrated(spec, bounds), factors(heads=heads)
     with torch.no_grad():
         expected = attention.products(*inputs, None)
     assert_same(exported(attention, *inputs), expected, smallest_move(attention))
