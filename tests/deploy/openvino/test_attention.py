@@ -36,12 +36,15 @@ def calibrated(spec: AffineSpec, bounds: tuple[float, float], p_bounds=(0.0, 0.6
     return attention
 
 
-def exported(attention: QuantizedAttention, *inputs: Tensor) -> Tensor:
-    parameters = [op.parameter(list(x.shape), np.float32) for x in inputs]
-    q, k, v, *scale = (parameter.output(0) for parameter in parameters)
+def exported(attention: QuantizedAttention, *inputs: Tensor, constants: int = 0) -> Tensor:
+    """What OpenVINO computes; the last ``constants`` of the inputs are part of the model."""
+    given = inputs[: len(inputs) - constants]
+    parameters = [op.parameter(list(x.shape), np.float32) for x in given]
+    known = [op.constant(x.numpy()) for x in inputs[len(given) :]]
+    q, k, v, *scale = (node.output(0) for node in [*parameters, *known])
     model = ov.Model([attention_output(attention, q, k, v, scale[0] if scale else None)], parameters)
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return torch.from_numpy(compiled([x.numpy() for x in inputs])[0])
+    return torch.from_numpy(compiled([x.numpy() for x in given])[0])
 
 
 def smallest_move(attention: QuantizedAttention) -> float:
@@ -66,6 +69,17 @@ def test_the_products_are_those_of_the_simulation(bits, bounds, kind, heads):
     with torch.no_grad():
         expected = attention.products(*inputs, None)
     assert_same(exported(attention, *inputs), expected, smallest_move(attention))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bounds", BOUNDS.values(), ids=BOUNDS)
+@pytest.mark.parametrize("heads", [1, HEADS], ids=lambda heads: f"{heads} heads")
+def test_keys_and_values_may_be_known(bits, bounds, heads):
+    """As those of a prompt are."""
+    attention, inputs = calibrated(AffineSpec(bits), bounds), factors(heads=heads)
+    with torch.no_grad():
+        expected = attention.products(*inputs, None)
+    assert_same(exported(attention, *inputs, constants=2), expected, smallest_move(attention))
 
 
 @pytest.mark.parametrize("p_bounds", [(0.0, 0.6), (-0.05, 0.6), (0.01, 0.6)])
