@@ -14,6 +14,8 @@ from networks import NETWORKS
 from runtimes import RUNTIMES
 from torch.utils.flop_counter import FlopCounterMode
 
+from quantsr.deploy.openvino.core import core
+
 GIB = 2**30
 SHAPES = [(512, 512, 2048), (1024, 1024, 1024), (4096, 640, 640), (2048, 2048, 2048)]
 """Products (rows, in, out) of which the fastest is called the peak."""
@@ -90,7 +92,7 @@ def _speed(rows: int, inputs: int, outputs: int, threads: int) -> float:
     scaled = op.multiply(op.convert(op.constant(weight), np.float32), op.constant(np.float32(0.01)))
     y = op.matmul(op.fake_quantize(x, *ends, 256), scaled, False, True)
     options = {"INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True}
-    request = ov.Core().compile_model(ov.Model([y], [x]), "CPU", options).create_infer_request()
+    request = core().compile_model(ov.Model([y], [x]), "CPU", options).create_infer_request()
     values, best = np.random.default_rng(0).random((rows, inputs), np.float32), np.inf
     for _ in range(10):
         request.infer([values])

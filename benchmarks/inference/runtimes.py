@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quantsr.deploy.openvino import networks
 from quantsr.deploy.openvino.convert import convert
+from quantsr.deploy.openvino.core import core
 from quantsr.deploy.openvino.exporting import NETWORKS as PARTS
 from quantsr.deploy.openvino.exporting import example
 from quantsr.deploy.openvino.networks import CompiledNetwork
@@ -62,7 +63,7 @@ def from_files(network: Network, small: bool, models: Path, name: str, plain: bo
         networks.write_out_norms = lambda model: None
     found = files(network, small, models, name)
     size = sum(file.with_suffix(".bin").stat().st_size for file in found.values())
-    read = {part: ov.Core().read_model(file) for part, file in found.items()}
+    read = {part: core().read_model(file) for part, file in found.items()}
     model = network.architecture(small)
     x = network.input(model, small)
     if network.part is None:

@@ -9,6 +9,7 @@ import openvino as ov
 import torch
 from torch import Tensor, nn
 
+from quantsr.deploy.openvino.core import core
 from quantsr.deploy.openvino.normalization import write_out_norms
 from quantsr.deploy.openvino.packed import expand
 from quantsr.deploy.openvino.statistics import MEASURE, GraphStatistics, variant
@@ -75,7 +76,7 @@ class CompiledNetwork(nn.Module):
 
 def fast_precision() -> str:
     """``bf16`` where the processor computes in it, else ``f32``."""
-    return "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    return "bf16" if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
 def compile_model(model: ov.Model, shape: tuple[int, ...], precision: str) -> ov.CompiledModel:
@@ -94,4 +95,4 @@ def compile_model(model: ov.Model, shape: tuple[int, ...], precision: str) -> ov
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    return ov.Core().compile_model(model, "CPU", options)
+    return core().compile_model(model, "CPU", options)

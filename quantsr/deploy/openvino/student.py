@@ -6,6 +6,7 @@ import openvino as ov
 import torch
 
 from quantsr.deploy.artefact import WEIGHTS, artefact_folder, load_student, read_config, read_tensor
+from quantsr.deploy.openvino.core import core
 from quantsr.deploy.openvino.exporting import FOLDER, NETWORKS, check, models
 from quantsr.deploy.openvino.networks import CompiledNetwork
 from quantsr.teachers.files import build_teacher
@@ -30,8 +31,7 @@ def load(folder: str | Path, precision: str = "auto") -> OneStepTeacher:
     with torch.device("meta"):
         student = build_teacher(**read_config(folder)["model"])
     student.prompt_embedding = read_tensor(artefact_folder(folder) / WEIGHTS, "prompt_embedding").float()
-    core = ov.Core()
-    return with_networks(student, {part: core.read_model(exported / f"{part}.xml") for part in NETWORKS}, precision)
+    return with_networks(student, {part: core().read_model(exported / f"{part}.xml") for part in NETWORKS}, precision)
 
 
 def with_networks(student: OneStepTeacher, found: dict[str, ov.Model], precision: str) -> OneStepTeacher:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quantsr.deploy.openvino.attention import SIGNED, UNSIGNED, attention_output, factor, why_not
+from quantsr.deploy.openvino.core import core
 from quantsr.quant.attention import QuantizedAttention
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import AttentionRecipe
@@ -43,7 +44,7 @@ def exported(attention: QuantizedAttention, *inputs: Tensor, constants: int = 0)
     known = [op.constant(x.numpy()) for x in inputs[len(given) :]]
     q, k, v, *scale = (node.output(0) for node in [*parameters, *known])
     model = ov.Model([attention_output(attention, q, k, v, scale[0] if scale else None)], parameters)
-    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return torch.from_numpy(compiled([x.numpy() for x in given])[0])
 
 
@@ -110,7 +111,7 @@ def test_a_factor_is_what_its_quantizer_gives_less_an_offset(bits, bounds, lowes
     x = 2 * torch.randn(50, CHANNELS, generator=torch.Generator().manual_seed(1))
     parameter = op.parameter(list(x.shape), np.float32)
     found = factor(parameter.output(0), quantizer, lowest)
-    compiled = ov.Core().compile_model(ov.Model([found.values], [parameter]), "CPU")
+    compiled = core().compile_model(ov.Model([found.values], [parameter]), "CPU")
     integers = torch.from_numpy(compiled([x.numpy()])[0]) / found.step
     assert (integers - integers.round()).abs().max() < 1e-3
     assert integers.min() > lowest - 0.5 and integers.max() < lowest + 255.5

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from quantsr.deploy.openvino.core import core
 from quantsr.deploy.openvino.normalization import write_out_norms
 from quantsr.deploy.openvino.quantize import constant
 
@@ -24,6 +25,6 @@ def test_every_group_is_normalized_by_its_own_moments(spatial, mean, deviation):
     model = ov.Model([op.group_normalization(parameter, constant(gain), constant(bias), GROUPS, 1e-5)], [parameter])
     write_out_norms(model)
     assert "GroupNormalization" not in {node.get_type_name() for node in model.get_ordered_ops()}
-    found = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x.numpy())[0]
+    found = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x.numpy())[0]
     expected = F.group_norm(x.float(), GROUPS, gain, bias, 1e-5)
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-3)

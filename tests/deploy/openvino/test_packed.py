@@ -6,13 +6,14 @@ import openvino.opset13 as op
 import pytest
 import torch
 
+from quantsr.deploy.openvino.core import core
 from quantsr.deploy.openvino.packed import expand, packed_codes, shorten
 
 WIDTH = {2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
 
 
 def value_of(model: ov.Model) -> np.ndarray:
-    return ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([])[0]
+    return core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([])[0]
 
 
 def constants(model: ov.Model) -> list[ov.Node]:
@@ -26,7 +27,7 @@ def test_codes_come_back_from_disk(tmp_path, bits, shape):
     zero_point = torch.randint(2**bits, (shape[0], *[1] * (len(shape) - 1))).float().clamp(max=127)
     model = ov.Model([packed_codes(codes, zero_point, bits)], [])
     ov.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
-    loaded = ov.Core().read_model(tmp_path / "model.xml")
+    loaded = core().read_model(tmp_path / "model.xml")
     expected = (codes - zero_point).numpy()
     assert np.array_equal(value_of(loaded), expected)
     (stored,) = (c for c in constants(loaded) if c.get_element_type().get_type_name().startswith("u"))
