@@ -1,7 +1,8 @@
 # `make` alone lists the targets. PYTHON chooses the interpreter the environment is built with.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+# A worker that dies ends the run: with files given to workers whole, pytest-xdist would wait for ever for the rest of its file.
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format clean
