@@ -9,7 +9,7 @@ teacher from 128 to 512 pixels, everything around its networks included. Runtime
     compile_bf16                   torch.compile
     openvino_bf16                  OpenVINO, bf16 where the processor computes in it
     nncf_int8                      the same quantized by NNCF's "performance" preset (pip install nncf; else left out)
-    minmax_w8a8, passionsr_w8a8, qartsr_w4a4    students of quantsr, through export.py's converter
+    minmax_w8a8, passionsr_w8a8, qartsr_w4a4, qartsr_w2a2    students of quantsr, through export.py's converter
 
 Every row has a process of its own. Time is the median of --rounds runs after one that is not counted. Memory is the
 peak of resident memory of loading and running (on Linux), Python included; models are written by another process.

@@ -155,6 +155,7 @@ RUNTIMES: dict[str, Runtime] = {
     "minmax_w8a8": student(MinMax, "w8a8"),
     "passionsr_w8a8": student(PassionSR, "w8a8"),
     "qartsr_w4a4": student(QArtSR, "w4a4"),
+    "qartsr_w2a2": student(QArtSR, "w2a2"),
 }
 
 
