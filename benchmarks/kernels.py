@@ -5,11 +5,11 @@
 bf16 is torch's own: cuBLAS and cuDNN, channels last. Integers are timed from a bf16 input to a bf16 output: quantizing
 the activation and the product with bias, per tensor with static ranges (w8a8, w4a4) and per token with dynamic ones
 ("w4a4 tokens"). Before a layer is timed, its int32 sums are compared with the reference's. Times are medians in
-microseconds with cold caches; "roof" is the share of what the card could do at best, by operations at its int8 (or
-bf16) peak or by bytes that have to move, whichever takes longer. Peaks are known for H100, H200 and A100; give those
-of another card.
+microseconds of CUDA graphs with cold caches; "roof" is the share of what the card could do at best, by operations at its
+int8 (or bf16) peak or by bytes that have to move, whichever takes longer. Peaks are known for H100, H200 and A100; give
+those of another card.
 
-It needs a CUDA GPU. It was written without one: the project has no figures of it yet.
+It needs a CUDA GPU. docs/integers.md has the figures of one.
 """
 
 import argparse
@@ -145,19 +145,29 @@ def in_integers(
 VARIANTS = {"w8a8": (8, False), "w4a4": (4, False), "w4a4 tokens": (4, True)}
 
 
-def measured(layer: Layer, batch: int, peaks: tuple[float, float, float]) -> Iterator[str]:
-    """The cells of a layer's row."""
+def seconds_of(call: Callable[[], Tensor]) -> float:
+    """Median of a call in a CUDA graph: what the GPU takes, without the time that Python takes to launch kernels."""
     from triton.testing import do_bench
 
+    call()  # Compiles and chooses tiles, which a graph cannot record.
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return do_bench(graph.replay, return_mode="median") / 1e3
+
+
+def measured(layer: Layer, batch: int, peaks: tuple[float, float, float]) -> Iterator[str]:
+    """The cells of a layer's row."""
     x = activation(layer, batch, "cuda")
-    plain = do_bench(in_bf16(layer, x), return_mode="median") / 1e3
+    plain = seconds_of(in_bf16(layer, x))
     yield f"{plain * 1e6:.0f}"
     yield f"{roof(layer, batch, peaks[0] * 1e12, peaks[2] * 1e12, 2) / plain:.0%}"
     for name, (bits, by_token) in VARIANTS.items():
         call, exact = in_integers(layer, x, bits, by_token)
         if not exact():
             sys.exit(f"{name} of {layer} does not compute the integers of the reference: nothing was timed")
-        seconds = do_bench(call, return_mode="median") / 1e3
+        seconds = seconds_of(call)
         yield f"{seconds * 1e6:.0f}"
         yield f"{roof(layer, batch, peaks[1] * 1e12, peaks[2] * 1e12, bits / 8) / seconds:.0%}"
         yield f"{plain / seconds:.2f}"
