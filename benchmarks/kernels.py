@@ -5,9 +5,9 @@
 bf16 is torch's own: cuBLAS and cuDNN, channels last. Integers are timed from a bf16 input to a bf16 output: quantizing
 the activation and the product with bias, per tensor with static ranges (w8a8, w4a4) and per token with dynamic ones
 ("w4a4 tokens"). Before a layer is timed, its int32 sums are compared with the reference's. Times are medians in
-microseconds of CUDA graphs with cold caches; "roof" is the share of what the card could do at best, by operations at its
-int8 (or bf16) peak or by bytes that have to move, whichever takes longer. Peaks are known for H100, H200 and A100; give
-those of another card.
+microseconds of CUDA graphs with cold caches; "roof" is the share of what the card could do at best, by operations at
+its int8 (or bf16) peak or by bytes that have to move, whichever takes longer. Peaks are known for H100, H200 and A100;
+give those of another card.
 
 It needs a CUDA GPU. docs/integers.md has the figures of one.
 """

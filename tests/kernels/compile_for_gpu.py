@@ -64,7 +64,7 @@ def main() -> None:
         print(name, ",".join(products), ",".join(map(str, copies)))
     for dynamic in (False, True):
         constants = {"PARTS": 2, "HALF": 128, "BY_TOKEN": dynamic, "DYNAMIC": dynamic, "SYMMETRIC": False}
-        ptx = compiled(quantize_kernel, QUANTIZE, constants | {"BLOCK_M": 32, "BLOCK_K": 64}, target)
+        ptx = compiled(quantize_kernel, QUANTIZE, constants | {"ALIGN": 64, "BLOCK_M": 2, "BLOCK_K": 1024}, target)
         print("quantize_dynamic" if dynamic else "quantize_static", "div.rn" in ptx)
 
 

@@ -12,8 +12,10 @@ from quantsr.kernels.triton.product import product_kernel
 from quantsr.kernels.triton.quantize import quantize_kernel
 from quantsr.kernels.window import Window
 
-ROWS = 32
-"""Tokens that a program quantizes."""
+TILE = 2048
+"""Values that a program quantizes at a time."""
+WIDEST = 1024
+"""Channels of them, where those lie side by side: few tokens make enough programs to fill a GPU."""
 
 
 @lru_cache(maxsize=256)
@@ -65,9 +67,12 @@ def _launch(
     sums = torch.empty(*x.shape[:-1], len(sizes), dtype=torch.int32, device=x.device)
     if not tokens:
         return codes, sums
-    quantize_kernel[(triton.cdiv(tokens, ROWS), len(sizes))](
+    # Where channels are far apart, tokens lie side by side.
+    channels = min(WIDEST, triton.next_power_of_2(max(ALIGN, *sizes))) if images.stride(-1) == 1 else ALIGN
+    rows = TILE // channels
+    quantize_kernel[(triton.cdiv(tokens, rows), len(sizes))](
         images, codes, sums, scale, zero, first, start, size, tokens, spatial, k, *images.stride(),
-        ratio, levels, smallest, PARTS=len(sizes), HALF=2 ** (bits - 1), BLOCK_M=ROWS, BLOCK_K=ALIGN, **options,
+        ratio, levels, smallest, PARTS=len(sizes), HALF=2 ** (bits - 1), ALIGN=ALIGN, BLOCK_M=rows, BLOCK_K=channels, **options,
         enable_fp_fusion=False,  # A fused multiplication and subtraction would round another way than torch.
     )  # fmt: skip
     return codes, sums

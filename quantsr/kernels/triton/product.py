@@ -12,8 +12,8 @@ import triton.language as tl
 def configurations(interpreted: bool) -> list[triton.Config]:
     """Tile sizes to choose from, for GPUs like the H100; the interpreter chooses nothing.
 
-    Which of them is the best is chosen for every size. Compiled for the H100, they keep both accumulators in registers, but for some 100 bytes a thread
-    that the largest spills outside of its loop over channels.
+    Triton times them for every size. Compiled for the H100, they keep both accumulators in registers, but for some
+    100 bytes a thread that the largest spills outside of its loop over channels.
     """
     shapes = [(64, 64, 4, 4), (128, 64, 8, 4), (64, 128, 8, 4), (128, 128, 8, 3), (128, 128, 8, 4), (128, 256, 8, 3)]
     return [

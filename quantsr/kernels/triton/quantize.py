@@ -19,14 +19,14 @@ def quantize_kernel(
     tokens, spatial, k, stride_batch, stride_spatial, stride_channel,
     ratio, levels, smallest,
     PARTS: tl.constexpr, HALF: tl.constexpr, BY_TOKEN: tl.constexpr, DYNAMIC: tl.constexpr, SYMMETRIC: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    ALIGN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program quantizes one part of the channels of ``BLOCK_M`` tokens.
 
     x           values of ``tokens`` = images * ``spatial`` positions, anywhere in memory, by strides
     codes       (tokens, k) int8        sums   (tokens, PARTS) int32
     scale, zero (PARTS,), or with BY_TOKEN (tokens, PARTS): read, or with DYNAMIC written
-    firsts      first channel of every part in x;  starts  in codes, in tiles of ``BLOCK_K``;  sizes  channels of it
+    firsts      first channel of every part in x;  starts  in codes, in tiles of ``ALIGN``;  sizes  channels of it
     ratio       share of the extremes;  levels  qmax - qmin, or with SYMMETRIC qmax;  smallest  scale
     """
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -34,7 +34,7 @@ def quantize_kernel(
     channel = tl.arange(0, BLOCK_K)
     inside = m < tokens
     first, size = tl.load(firsts + p), tl.load(sizes + p)
-    start, end = tl.load(starts + p) * BLOCK_K, tl.load(starts + p + 1) * BLOCK_K
+    start, end = tl.load(starts + p) * ALIGN, tl.load(starts + p + 1) * ALIGN
     # In 64 bits: a batch of large images has more than 2^31 elements.
     rows = x + (m // spatial).to(tl.int64) * stride_batch + (m % spatial).to(tl.int64) * stride_spatial
     out = codes + m.to(tl.int64) * k + start
@@ -70,6 +70,7 @@ def quantize_kernel(
         q = tl.minimum(tl.maximum(q, (-HALF - z)[:, None]), (HALF - 1 - z)[:, None]) + z[:, None]
         q = tl.minimum(tl.maximum(q, -HALF), HALF - 1).to(tl.int32)
         q = tl.where(known, q, 0)
-        tl.store(out[:, None] + (c + channel)[None, :], q.to(tl.int8), inside[:, None])
+        stored = inside[:, None] & (c + channel < end - start)[None, :]
+        tl.store(out[:, None] + (c + channel)[None, :], q.to(tl.int8), stored)
         total += tl.sum(q, axis=1)
     tl.store(sums + m * PARTS + p, total, inside)
