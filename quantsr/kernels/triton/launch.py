@@ -72,7 +72,8 @@ def _launch(
     rows = TILE // channels
     quantize_kernel[(triton.cdiv(tokens, rows), len(sizes))](
         images, codes, sums, scale, zero, first, start, size, tokens, spatial, k, *images.stride(),
-        ratio, levels, smallest, PARTS=len(sizes), HALF=2 ** (bits - 1), ALIGN=ALIGN, BLOCK_M=rows, BLOCK_K=channels, **options,
+        ratio, levels, smallest, PARTS=len(sizes), HALF=2 ** (bits - 1),
+        ALIGN=ALIGN, BLOCK_M=rows, BLOCK_K=channels, **options,
         enable_fp_fusion=False,  # A fused multiplication and subtraction would round another way than torch.
     )  # fmt: skip
     return codes, sums
