@@ -147,6 +147,19 @@ def test_codes_are_equal(device, layout, bits, by_token):
     assert_equal_inputs(found, quantize(x, scale, zero, bits, sizes, backend="reference"))
 
 
+@GRANULARITY
+def test_codes_of_more_channels_than_a_program_takes_at_a_time(device, by_token):
+    from quantsr.kernels.triton.launch import WIDEST  # Imports triton, which not every machine has.
+
+    x, sizes = 3 * torch.randn(3, 2 * WIDEST + 77), (WIDEST + 7, WIDEST + 70)
+    shape = (3, 2) if by_token else (2,)
+    scale, zero = 0.1 + torch.rand(shape), torch.randint(-9, 9, shape).float()
+    found = quantize(x.to(device), scale.to(device), zero.to(device), 8, sizes, backend="triton")
+    assert_equal_inputs(found, quantize(x, scale, zero, 8, sizes, backend="reference"))
+    found = quantize_tokens(x.to(device), 8, sizes, symmetric=False, backend="triton")
+    assert_equal_inputs(found, quantize_tokens(x, 8, sizes, symmetric=False, backend="reference"))
+
+
 def test_halves_round_to_even(device):
     x = torch.arange(-8.0, 8.0, 0.5).view(4, 8)
     one, none = torch.ones(1, device=device), torch.zeros(1, device=device)
