@@ -4,10 +4,10 @@
 
 bf16 is torch's own: cuBLAS and cuDNN, channels last. Integers are timed from a bf16 input to a bf16 output: quantizing
 the activation and the product with bias, per tensor with static ranges (w8a8, w4a4) and per token with dynamic ones
-("w4a4 tokens"). Before a layer is timed, its int32 sums are compared with the reference's. Times are medians in
-microseconds of CUDA graphs with cold caches; "roof" is the share of what the card could do at best, by operations at
-its int8 (or bf16) peak or by bytes that have to move, whichever takes longer. Peaks are known for H100, H200 and A100;
-give those of another card.
+("w4a4 tokens"); weights are symmetric per channel, activations asymmetric. Before a layer is timed, its int32 sums are
+compared with the reference's. Times are medians in microseconds of CUDA graphs with cold caches; "roof" is the share of
+what the card could do at best, by operations at its int8 (or bf16) peak or by bytes that have to move, whichever takes
+longer. Peaks are known for H100, H200 and A100; give those of another card.
 
 It needs a CUDA GPU. docs/integers.md has the figures of one.
 """
@@ -120,17 +120,17 @@ def in_integers(
     """The call that the kernels are timed by, and one that compares its sums with the reference's."""
     half, sizes, taps = 2 ** (bits - 1), (layer.inputs,), layer.window.taps
     codes = align(torch.randint(-half, half, (layer.outputs, taps, layer.inputs), dtype=torch.int8), sizes)
-    scale, zero = torch.rand(layer.outputs, 1), torch.randint(-2, 3, (layer.outputs, 1)).float()
     stored = pack(codes) if bits <= 4 else codes
-    tensors = [t.to(x.device) for t in (stored, part_sums(codes, sizes), scale, zero)]
-    weight = kernels.QuantizedWeight(*tensors, sizes=sizes, bits=bits)
+    tensors = [t.to(x.device) for t in (stored, part_sums(codes, sizes), torch.rand(layer.outputs, 1))]
+    weight = kernels.QuantizedWeight(*tensors, zero=None, sizes=sizes, bits=bits)
     bias = torch.randn(layer.outputs, device=x.device)
-    step, center = torch.full((1,), 4 / half, device=x.device), torch.zeros(1, device=x.device)
+    step, center = torch.full((1,), 4 / half, device=x.device), torch.full((1,), -2.0, device=x.device)
+    shared = {"padding": layer.window.padding, "sums": False, "backend": backend}
 
     def quantized() -> kernels.QuantizedInput:
         if by_token:
-            return kernels.quantize_tokens(x, bits, sizes, symmetric=False, backend=backend)
-        return kernels.quantize(x, step, center, bits, sizes, backend=backend)
+            return kernels.quantize_tokens(x, bits, sizes, symmetric=False, **shared)
+        return kernels.quantize(x, step, center, bits, sizes, **shared)
 
     def call() -> Tensor:
         return kernels.product(quantized(), weight, layer.window, bias, dtype=x.dtype, backend=backend)

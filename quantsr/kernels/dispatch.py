@@ -62,10 +62,17 @@ def _planar(window: Window | None) -> bool:
 
 
 def quantize(
-    x: Tensor, scale: Tensor, zero: Tensor, bits: int, sizes: tuple[int, ...], backend: Backend = "auto"
+    x: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    bits: int,
+    sizes: tuple[int, ...],
+    padding: tuple[int, ...] = (),
+    sums: bool = True,
+    backend: Backend = "auto",
 ) -> QuantizedInput:
     """The codes of an activation, see :func:`quantsr.kernels.reference.quantize`."""
-    return implementation(x.device, backend).quantize(x, scale, zero, bits, sizes)
+    return _for_padding(x, padding, backend).quantize(x, scale, zero, bits, sizes, padding, sums)
 
 
 def quantize_tokens(
@@ -75,10 +82,19 @@ def quantize_tokens(
     symmetric: bool,
     ratio: float = 1.0,
     smallest: float = 1e-8,
+    padding: tuple[int, ...] = (),
+    sums: bool = True,
     backend: Backend = "auto",
 ) -> QuantizedInput:
     """Codes by the extremes of every token, see :func:`quantsr.kernels.reference.quantize_tokens`."""
-    return implementation(x.device, backend).quantize_tokens(x, bits, sizes, symmetric, ratio, smallest)
+    chosen = _for_padding(x, padding, backend)
+    return chosen.quantize_tokens(x, bits, sizes, symmetric, ratio, smallest, padding, sums)
+
+
+def _for_padding(x: Tensor, padding: tuple[int, ...], backend: Backend) -> ModuleType:
+    """The implementation for an input with that padding."""
+    once = (1,) * len(padding)
+    return implementation(x.device, backend, Window(once, once, padding, once))
 
 
 def accumulate(x: QuantizedInput, weight: QuantizedWeight, window: Window, backend: Backend = "auto") -> Tensor:
@@ -113,14 +129,19 @@ def check(x: QuantizedInput, weight: QuantizedWeight, window: Window) -> None:
     """
     n, taps, stored = weight.codes.shape
     k, parts = stored * (2 if weight.packed else 1), len(weight.sizes)
-    if x.codes.shape[-1] != k or k % ALIGN or taps != window.taps or x.sums.shape[-1] != parts:
+    if x.codes.shape[-1] != k or k % ALIGN or taps != window.taps or x.scale.shape[-1] != parts:
         raise ValueError(
-            f"an input of {x.codes.shape[-1]} aligned channels in {x.sums.shape[-1]} parts and a window of "
+            f"an input of {x.codes.shape[-1]} aligned channels in {x.scale.shape[-1]} parts and a window of "
             f"{window.taps} taps do not go with a weight of {k} channels in {parts} parts and {taps} taps"
         )
-    if weight.sums.shape != (n, taps, parts) or weight.scale.shape != (n, parts) or weight.zero.shape != (n, parts):
+    scales = [weight.scale, *([] if weight.zero is None else [weight.zero])]
+    if weight.sums.shape != (n, taps, parts) or any(t.shape != (n, parts) for t in scales):
         raise ValueError(f"a weight of {n} outputs, {taps} taps and {parts} parts needs sums and scales of these sizes")
+    if weight.zero is not None and x.sums is None:
+        raise ValueError("a weight with zeros needs an input with sums")
     if window.kernel and x.codes.ndim != len(window.kernel) + 2:
         raise ValueError(f"a window over {len(window.kernel)} axes does not go with codes of {x.codes.ndim} axes")
+    if window.kernel and (x.padding or (0,) * len(window.padding)) != window.padding:
+        raise ValueError(f"an input padded by {x.padding} does not go with a window padded by {window.padding}")
     if taps * max(weight.sizes) > LONGEST_SUM:
         raise ValueError(f"{taps * max(weight.sizes)} products are summed in int32, which holds {LONGEST_SUM} of them")

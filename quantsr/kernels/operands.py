@@ -36,26 +36,24 @@ class QuantizedInput:
     """An activation.
 
     Attributes:
-        codes: ``(..., k)`` int8: ``(tokens, k)``, or ``(b, *spatial, k)`` for convolutions.
-        sums: ``(..., p)`` int32, of the codes of each part.
+        codes: ``(..., k)`` int8: ``(tokens, k)``, or for convolutions ``(b, *spatial, k)``, whose spatial axes begin
+            and end with ``padding`` positions that stand for values of 0.
+        sums: ``(..., p)`` int32, of the codes of each part; None where no weight's zero asks for them.
         scale, zero: float32, ``(p,)``, or ``(..., p)`` where every token has its own.
+        padding: positions at either end of each spatial axis. Their codes are the zero (where that is no int8 code, the
+            nearest one), so that a product sees nothing there and needs no masks.
     """
 
     codes: Tensor
-    sums: Tensor
+    sums: Tensor | None
     scale: Tensor
     zero: Tensor
+    padding: tuple[int, ...] = ()
 
     @property
     def by_token(self) -> bool:
         """Whether every token has its own scale."""
         return self.scale.ndim > 1
-
-    def viewed(self, *spatial: int) -> "QuantizedInput":
-        """The same with other axes before the last, of the same number of elements."""
-        fields = (self.codes, self.sums, *((self.scale, self.zero) if self.by_token else ()))
-        codes, sums, *qparams = (t.reshape(*spatial, t.shape[-1]) for t in fields)
-        return QuantizedInput(codes, sums, *(qparams or (self.scale, self.zero)))
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class QuantizedWeight:
         codes: ``(n, taps, k)`` int8, or packed by :func:`pack` ``(n, taps, k / 2)`` uint8; n output channels, a tap
             for each position of the kernel in row-major order (one for a linear layer).
         sums: ``(n, taps, p)`` int32, of the codes of each part.
-        scale, zero: ``(n, p)`` float32.
+        scale, zero: ``(n, p)`` float32; no ``zero`` where all are 0, as in symmetric formats.
         sizes: channels of each part.
         bits: of a code.
     """
@@ -74,7 +72,7 @@ class QuantizedWeight:
     codes: Tensor
     sums: Tensor
     scale: Tensor
-    zero: Tensor
+    zero: Tensor | None
     sizes: tuple[int, ...]
     bits: int = 8
 

@@ -9,6 +9,7 @@ set to, changes nothing in whole numbers this small.
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from quantsr.kernels.operands import LARGEST_PRODUCT, Branch, QuantizedInput, QuantizedWeight, align, part_sums, starts
@@ -18,7 +19,15 @@ EXACT = 2**24
 """Whole numbers up to this one are float32 values."""
 
 
-def quantize(x: Tensor, scale: Tensor, zero: Tensor, bits: int, sizes: tuple[int, ...]) -> QuantizedInput:
+def quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    bits: int,
+    sizes: tuple[int, ...],
+    padding: tuple[int, ...] = (),
+    sums: bool = True,
+) -> QuantizedInput:
     """The codes of an activation.
 
     Args:
@@ -26,21 +35,35 @@ def quantize(x: Tensor, scale: Tensor, zero: Tensor, bits: int, sizes: tuple[int
         scale, zero: float32, ``(p,)`` or ``(..., p)``; see :class:`QuantizedInput`.
         bits: 2 to 8.
         sizes: channels of each part.
+        padding: of the window that will see them, along every spatial axis of ``x``.
+        sums: whether sums of codes are wanted.
     """
-    half = 2 ** (bits - 1)
+    half, around = 2 ** (bits - 1), _around(padding)
+    inside = F.pad(torch.ones_like(x[..., :1], dtype=torch.bool), around)
+    x = F.pad(x.float(), around)
+    if scale.ndim > 1:
+        scale, zero = F.pad(scale, around, value=1.0), F.pad(zero, around)
     pieces = []
-    for number, piece in enumerate(x.float().split(list(sizes), -1)):
+    for number, piece in enumerate(x.split(list(sizes), -1)):
         s, z = scale[..., number : number + 1], zero[..., number : number + 1]
         # As the simulation does: codes are clamped as counted from the zero point, where that is far away too.
         lowest, highest = -half - z, half - 1 - z
         codes = torch.minimum(torch.maximum((piece / s).round(), lowest), highest)
-        pieces.append(codes.add_(z).clamp_(-half, half - 1).to(torch.int8))
+        codes = codes.add_(z).clamp_(-half, half - 1)
+        pieces.append(torch.where(inside, codes, z.clamp(-128, 127)).to(torch.int8))
     codes = align(torch.cat(pieces, -1), sizes)
-    return QuantizedInput(codes, part_sums(codes, sizes), scale, zero)
+    return QuantizedInput(codes, part_sums(codes, sizes) if sums else None, scale, zero, padding)
 
 
 def quantize_tokens(
-    x: Tensor, bits: int, sizes: tuple[int, ...], symmetric: bool, ratio: float = 1.0, smallest: float = 1e-8
+    x: Tensor,
+    bits: int,
+    sizes: tuple[int, ...],
+    symmetric: bool,
+    ratio: float = 1.0,
+    smallest: float = 1e-8,
+    padding: tuple[int, ...] = (),
+    sums: bool = True,
 ) -> QuantizedInput:
     """Codes by the extremes of every token.
 
@@ -51,15 +74,21 @@ def quantize_tokens(
         symmetric: a zero of 0 and the scale of the larger bound.
         ratio: share of the extremes that are the bounds; what lies beyond is clipped.
         smallest: what a scale does not fall below.
+        padding, sums: see :func:`quantize`; padding's tokens have a scale of 1.
     """
     pieces = x.float().split(list(sizes), -1)
     lower, upper = (torch.cat([f(piece, -1, keepdim=True) for piece in pieces], -1) for f in (torch.amin, torch.amax))
     lower, upper = ratio * lower, ratio * upper
     if symmetric:
         scale = (torch.maximum(lower.abs(), upper.abs()) / (2 ** (bits - 1) - 1)).clamp(min=smallest)
-        return quantize(x, scale, torch.zeros_like(scale), bits, sizes)
+        return quantize(x, scale, torch.zeros_like(scale), bits, sizes, padding, sums)
     scale = ((upper - lower) / (2**bits - 1)).clamp(min=smallest)
-    return quantize(x, scale, (-lower / scale).round() - 2 ** (bits - 1), bits, sizes)
+    return quantize(x, scale, (-lower / scale).round() - 2 ** (bits - 1), bits, sizes, padding, sums)
+
+
+def _around(padding: tuple[int, ...]) -> list[int]:
+    """Padding of spatial axes, before channels, as :func:`torch.nn.functional.pad` takes it."""
+    return [0, 0, *(pad for axis in reversed(padding) for pad in (axis, axis))]
 
 
 def integer_product(a: Tensor, b: Tensor, largest: int) -> Tensor:
@@ -80,13 +109,13 @@ def integer_product(a: Tensor, b: Tensor, largest: int) -> Tensor:
 
 
 def accumulate(x: QuantizedInput, weight: QuantizedWeight, window: Window) -> Tensor:
-    """Sums of products of codes alone, over all parts and taps, padding counting as codes of 0.
+    """Sums of products of codes alone, over all parts and taps, padding's among them.
 
     Returns:
         ``(..., n)`` int32 for the output's positions.
     """
     codes = weight.unpacked
-    views = window.views(x.codes)
+    views = window.valid.views(x.codes)
     return torch.stack([integer_product(view, codes[:, t].T, 2**14) for t, view in enumerate(views)]).sum(
         0, dtype=torch.int32
     )
@@ -115,20 +144,18 @@ def product(
     Returns:
         ``(..., n)`` for the output's positions: ``(tokens, n)`` or ``(b, *output, n)``.
     """
-    codes, bounds = weight.unpacked, starts(weight.sizes)
+    codes, bounds, window = weight.unpacked, starts(weight.sizes), window.valid
     total = torch.zeros((), device=codes.device)
     for p, (start, size) in enumerate(zip(bounds, weight.sizes, strict=False)):
         part = slice(start, start + size)
         scale, zero = x.scale[..., p : p + 1], x.zero[..., p : p + 1]
         near = zero.clamp(-128, 127)  # A zero that is a code is taken off in whole numbers,
         far = zero - near  # and what lies beyond in float.
-        centered = x.codes[..., part].to(torch.int16) - near.to(torch.int16)
-        views = window.views(centered)  # Padding is of values 0 now.
+        views = window.views(x.codes[..., part].to(torch.int16) - near.to(torch.int16))
         if x.by_token:
             found = _by_token(views, window.views(scale), window.views(far), codes[..., part], weight, p)
         else:
-            inside = torch.ones(1, *x.codes.shape[1:-1], 1, device=codes.device)
-            found = _by_tensor(views, window.views(inside), far, codes[..., part], weight, p) * scale
+            found = _by_tensor(views, window.views(_inside(x)), far, codes[..., part], weight, p) * scale
         total = total + found * weight.scale[:, p]
     if bias is not None:
         total = total + bias.float()
@@ -136,6 +163,14 @@ def product(
         with torch.autocast(total.device.type, enabled=False):
             total = total + (branch.hidden.float() @ branch.up.float().T).view(total.shape)
     return total.to(dtype)
+
+
+def _inside(x: QuantizedInput) -> Tensor:
+    """``(1, *spatial, 1)``: 1 where there is an input and 0 where there is padding."""
+    spatial = x.codes.shape[1:-1]
+    padding = x.padding or (0,) * len(spatial)
+    sizes = (n - 2 * pad for n, pad in zip(spatial, padding, strict=True))
+    return F.pad(torch.ones(1, *sizes, 1, device=x.codes.device), _around(padding))
 
 
 def _by_tensor(
@@ -155,7 +190,9 @@ def _by_tensor(
     for tap, view in enumerate(views):
         products = products + integer_product(view, codes[:, tap].T, LARGEST_PRODUCT)
         sums = sums + view.sum(-1, keepdim=True, dtype=torch.int32)
-    found = products.float() - sums.float() * weight.zero[:, p]
+    found = products.float()
+    if weight.zero is not None:
+        found = found - sums.float() * weight.zero[:, p]
     if far.any():
         for tap, view in enumerate(inside):
             found -= far * view * _centered_sums(weight, p, tap)
@@ -166,14 +203,12 @@ def _by_token(
     views: Iterator[Tensor], scales: Iterator[Tensor], far: Iterator[Tensor],
     codes: Tensor, weight: QuantizedWeight, p: int,
 ) -> Tensor:  # fmt: skip
-    """The same, scaled, where every token has its own scale: each tap is a sum of its own.
-
-    Padding has a scale of 0, so that nothing of it counts.
-    """
+    """The same, scaled, where every token has its own scale: each tap is a sum of its own."""
     found = torch.zeros((), device=codes.device)
     for tap, (view, scale, beyond) in enumerate(zip(views, scales, far, strict=True)):
         inner = integer_product(view, codes[:, tap].T, LARGEST_PRODUCT).float()
-        inner -= view.sum(-1, keepdim=True, dtype=torch.int32).float() * weight.zero[:, p]
+        if weight.zero is not None:
+            inner -= view.sum(-1, keepdim=True, dtype=torch.int32).float() * weight.zero[:, p]
         inner -= beyond * _centered_sums(weight, p, tap)
         found = found + inner * scale
     return found
@@ -181,4 +216,5 @@ def _by_token(
 
 def _centered_sums(weight: QuantizedWeight, p: int, tap: int) -> Tensor:
     """``(n,)``: sums of q_w - z_w over the channels of a part."""
-    return weight.sums[:, tap, p] - weight.zero[:, p] * weight.sizes[p]
+    sums = weight.sums[:, tap, p]
+    return sums if weight.zero is None else sums - weight.zero[:, p] * weight.sizes[p]

@@ -31,6 +31,11 @@ class Window:
         """Whether every output sees the one input of its own position."""
         return self.taps == 1 and set(self.stride) <= {1} and not any(self.padding)
 
+    @property
+    def valid(self) -> "Window":
+        """The same over an input that begins and ends with the padding."""
+        return replace(self, padding=(0,) * len(self.padding))
+
     def output(self, spatial: Sequence[int]) -> tuple[int, ...]:
         """Spatial size of the output for that of an input."""
         axes = zip(spatial, self.kernel, self.stride, self.padding, self.dilation, strict=True)

@@ -10,7 +10,8 @@ Of a layer, both forms give the same up to float rounding. Of a whole model they
 two codes, its last bit decides which it gets, here as between two devices that simulate.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,10 +43,12 @@ class Simulated(NamedTuple):
 class IntegerLayer(nn.Module):
     """A folded layer computed with integers; made by :meth:`of`.
 
-    Its output is that of the folded layer up to float rounding. It shares the folded layer's transforms and input
-    range, and has state of its own for the weight: ``codes`` (out, taps, k) int8 or (out, taps, k / 2) packed uint8,
-    with k the input channels, every part filled up to a multiple of 64; ``scale`` and ``zero`` (out, parts); ``sums``
-    (out, taps, parts) of the codes. Artefacts store the folded form, whose codes have no filling.
+    Its output is that of the folded layer up to float rounding. It shares the folded layer's transforms and, where it
+    is dynamic, input range; else ``act_scale`` and ``act_zero`` (parts,) are that. Of the weight it has ``codes``
+    (out, taps, k) int8 or (out, taps, k / 2) packed uint8, with k the input channels, every part filled up to a
+    multiple of 64; ``scale`` and, where not all are 0, ``zero`` (out, parts); ``sums`` (out, taps, parts) of the codes.
+    All that stays as it is where the model around it is given another type. Artefacts store the folded form, whose
+    codes have no filling.
 
     Args:
         folded: the layer; it stays as it is.
@@ -58,7 +61,9 @@ class IntegerLayer(nn.Module):
     codes: Tensor
     sums: Tensor
     scale: Tensor
-    zero: Tensor
+    zero: Tensor | None
+    act_scale: Tensor
+    act_zero: Tensor
     bias: Tensor | None
     offset_response: Tensor | None
     L1: Tensor
@@ -74,7 +79,12 @@ class IntegerLayer(nn.Module):
         self.sizes = recipe.parts(channels)
         self.window = kernels.Window(tuple(kernel), *(getattr(self.operation, name) for name in WINDOW))
         self.smoothing, self.rotation = folded.smoothing, folded.rotation
-        self.input_quantizer = folded.input_quantizer
+        if recipe.act.range == "dynamic":
+            self.input_quantizer = folded.input_quantizer
+        else:
+            act_scale, act_zero = folded.input_quantizer.part_qparams(folded.codes.new_zeros(1, *shape[1:]))
+            self.register_buffer("act_scale", act_scale.detach().float())
+            self.register_buffer("act_zero", self._shifted(act_zero.detach()))
         half = 2 ** (recipe.weight.bits - 1)
         codes = (folded.codes.view(rows, channels, -1).to(torch.int16) - half).to(torch.int8)
         codes = align(codes.mT, self.sizes).contiguous()
@@ -83,7 +93,7 @@ class IntegerLayer(nn.Module):
         bounds = (rows, len(self.sizes))
         self.register_buffer("scale", folded.scale.float().expand(bounds).contiguous())
         zero = folded.zero_point.float() - recipe.weight.qmin - half
-        self.register_buffer("zero", zero.expand(bounds).contiguous())
+        self.register_buffer("zero", zero.expand(bounds).contiguous() if zero.any() else None)
         self.register_buffer("bias", folded.bias)
         self.register_buffer("offset_response", folded.offset_response)
         if recipe.rank:
@@ -103,23 +113,36 @@ class IntegerLayer(nn.Module):
     @property
     def weight(self) -> kernels.QuantizedWeight:
         """The weight as a factor of an integer product."""
-        # Another type for the model changes that of its scales too.
-        scale, zero = self.scale.float(), self.zero.float()
-        return kernels.QuantizedWeight(self.codes, self.sums, scale, zero, self.sizes, self.recipe.weight.bits)
+        bits = self.recipe.weight.bits
+        return kernels.QuantizedWeight(self.codes, self.sums, self.scale, self.zero, self.sizes, bits)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "IntegerLayer":
+        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
+
+    def _shifted(self, zero_point: Tensor) -> Tensor:
+        """The zero of an input's codes as kernels count them."""
+        spec = self.recipe.act
+        return zero_point.float() - (spec.qmin + 2 ** (spec.bits - 1))
 
     def quantized_input(self, x: Tensor) -> kernels.QuantizedInput:
         """The codes of a transformed input, channels last; a linear layer's tokens are in one axis."""
         spec, last = self.recipe.act, x.movedim(self.operation.axis, -1)
+        padded: dict[str, Any] = {
+            "padding": self.window.padding,
+            "sums": self.zero is not None,
+            "backend": self.backend,
+        }
         if self.operation.kind == "Linear":
             last = last.reshape(-1, x.shape[-1])
         if spec.granularity == "token":
             smallest = RELEASED_SMALLEST_SCALE if spec.as_released else SMALLEST_SCALE
-            return kernels.quantize_tokens(
-                last, spec.bits, self.sizes, spec.symmetric, spec.ratio, smallest, backend=self.backend
-            )
-        scale, zero_point = self.input_quantizer.part_qparams(x)
-        zero = zero_point.float() - (spec.qmin + 2 ** (spec.bits - 1))
-        return kernels.quantize(last, scale.float(), zero, spec.bits, self.sizes, backend=self.backend)
+            return kernels.quantize_tokens(last, spec.bits, self.sizes, spec.symmetric, spec.ratio, smallest, **padded)
+        if spec.range == "dynamic":
+            scale, zero_point = self.input_quantizer.part_qparams(x)
+            scale, zero = scale.float(), self._shifted(zero_point)
+        else:
+            scale, zero = self.act_scale, self.act_zero
+        return kernels.quantize(last, scale, zero, spec.bits, self.sizes, **padded)
 
     def _branch(self, x: Tensor) -> kernels.Branch | None:
         """The low-rank branch but for its last product."""

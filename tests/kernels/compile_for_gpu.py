@@ -2,7 +2,8 @@
 
     python compile_for_gpu.py CAPABILITY
 
-One line for every variant: its name, the int8 tensor-core instructions and the sizes in bytes of asynchronous copies.
+One line for every variant: its name, the int8 tensor-core instructions, the sizes in bytes of asynchronous copies and
+how many copies may be under way while the tensor cores multiply. Of quantizing, the bytes of its widest reads.
 """
 
 import re
@@ -22,50 +23,59 @@ POINTERS = {
 }  # fmt: skip
 CONV3X3 = {
     "TAPS": 9, "KERNEL_W": 3, "STRIDE_H": 1, "STRIDE_W": 1, "PAD_H": 1, "PAD_W": 1, "DILATION_H": 1, "DILATION_W": 1,
-    "PARTS": 1, "PACKED": False, "BY_TOKEN": False, "POINTWISE": False, "BIAS": True, "BLOCK_R": 32,
-    "SUMS_ONLY": False, "BLOCK_K": 64, "BLOCK_M": 128, "BLOCK_N": 128,
+    "PARTS": 1, "PACKED": False, "BY_TOKEN": False, "WEIGHT_ZERO": False, "POINTWISE": False, "BIAS": True,
+    "BLOCK_R": 32, "SUMS_ONLY": False, "SHARED": False, "BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 128,
 }  # fmt: skip
 LINEAR = {"TAPS": 1, "KERNEL_W": 1, "PAD_H": 0, "PAD_W": 0, "POINTWISE": True}
 VARIANTS = {
     "conv3x3_w8a8": {},
+    "conv3x3_w8a8_shared": {"SHARED": True, "BLOCK_M": 64, "BLOCK_R": 0},
     "conv3x3_w4a4": {"PACKED": True},
-    "conv3x3_stride2_two_parts": {"STRIDE_H": 2, "STRIDE_W": 2, "PARTS": 2},
+    "conv3x3_stride2_two_parts": {"STRIDE_H": 2, "STRIDE_W": 2, "PARTS": 2, "WEIGHT_ZERO": True},
     "linear_w8a8": LINEAR | {"BLOCK_R": 0},
     "linear_w4a4_by_token": LINEAR | {"PACKED": True, "BY_TOKEN": True},
+    "linear_w4a4_groups": LINEAR | {"PACKED": True, "BY_TOKEN": True, "PARTS": 5, "BLOCK_K": 64},
 }
 QUANTIZE = {
     "x": "*bf16", "codes": "*i8", "sums": "*i32", "scale": "*fp32", "zero": "*fp32",
     "firsts": "*i32", "starts": "*i32", "sizes": "*i32", "ratio": "fp32", "levels": "fp32", "smallest": "fp32",
 }  # fmt: skip
+ALIGNED = ("k", "n_count", "stride_image", "stride_h", "stride_w")
+"""Sizes that are multiples of 16, as the launcher finds those of Stable Diffusion."""
 
 
 def compiled(kernel, types: dict[str, str], constants: dict, target: GPUTarget) -> str:
-    """PTX of a kernel; arguments without a type are int32."""
+    """PTX of a kernel, of four warps; arguments without a type are int32."""
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
-    # As the launcher finds it: tensors begin at multiples of 16 bytes, and k is a multiple of 64.
-    aligned = [number for number, name in enumerate(names) if signature[name].startswith("*") or name == "k"]
+    aligned = [number for number, name in enumerate(names) if signature[name].startswith("*") or name in ALIGNED]
     source = ASTSource(
         fn=kernel,
         signature=signature,
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(number,): [["tt.divisibility", 16]] for number in aligned},
     )
-    return triton.compile(source, target=target, options={"num_warps": 8, "num_stages": 3}).asm["ptx"]
+    return triton.compile(source, target=target, options={"num_warps": 4, "num_stages": 4}).asm["ptx"]
 
 
 def main() -> None:
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
     pointers = {name: f"*{kind}" for name, kind in POINTERS.items()}
     for name, changes in VARIANTS.items():
-        ptx = compiled(product_kernel.fn, pointers, CONV3X3 | changes, target)
+        ptx = compiled(product_kernel, pointers, CONV3X3 | changes, target)
         products = sorted(set(re.findall(r"(?:wgmma\.mma_async|mma)\.sync[\w.]*s32\.s8\.s8[\w.]*", ptx)))
         copies = sorted({int(size, 16) for size in re.findall(r"cp\.async\.c\w\.shared\.global.*?, (0x\w+)", ptx)})
-        print(name, ",".join(products), ",".join(map(str, copies)))
+        ahead = max(map(int, re.findall(r"cp\.async\.wait_group\s+(?:0x)?(\d+)", ptx)))
+        print(name, ",".join(products), ",".join(map(str, copies)), ahead)
     for dynamic in (False, True):
-        constants = {"PARTS": 2, "HALF": 128, "BY_TOKEN": dynamic, "DYNAMIC": dynamic, "SYMMETRIC": False}
-        ptx = compiled(quantize_kernel, QUANTIZE, constants | {"ALIGN": 64, "BLOCK_M": 2, "BLOCK_K": 1024}, target)
-        print("quantize_dynamic" if dynamic else "quantize_static", "div.rn" in ptx)
+        constants = {
+            "PARTS": 1, "HALF": 128, "BY_TOKEN": dynamic, "DYNAMIC": dynamic, "SYMMETRIC": False, "SUMS": dynamic,
+            "PADDED": not dynamic, "FILLED": False, "WHOLE_TOKENS": dynamic,
+            "ALIGN": 64, "BLOCK_M": 1 if dynamic else 32, "BLOCK_K": 2048 if dynamic else 64, "stride_channel": 1,
+        }  # fmt: skip
+        ptx = compiled(quantize_kernel, QUANTIZE, constants, target)
+        wide = max(int(n) for n in re.findall(r"ld\.global\.v(\d)\.b32", ptx))
+        print("quantize_dynamic" if dynamic else "quantize_static", 4 * wide)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from itertools import product as combinations
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from quantsr.kernels import QuantizedInput, QuantizedWeight, Window
@@ -22,13 +23,24 @@ def random_codes(shape: tuple[int, ...], bits: int, sizes: tuple[int, ...]) -> T
 
 
 def random_input(
-    positions: tuple[int, ...], sizes: tuple[int, ...], bits: int = 8, by_token: bool = False, zeros: int = 8
+    positions: tuple[int, ...],
+    sizes: tuple[int, ...],
+    bits: int = 8,
+    by_token: bool = False,
+    zeros: int = 8,
+    padding: tuple[int, ...] = (),
 ) -> QuantizedInput:
     """Codes with a scale of 1 and zeros of up to ``zeros``: values are whole numbers."""
     codes = random_codes((*positions, sum(sizes)), bits, sizes)
     shape = (*positions, len(sizes)) if by_token else (len(sizes),)
     zero = torch.randint(-zeros, zeros + 1, shape).float()
-    return QuantizedInput(codes, part_sums(codes, sizes), torch.ones(shape), zero)
+    around = [0, 0, *(pad for axis in reversed(padding) for pad in (axis, axis))]
+    if by_token:
+        zero = F.pad(zero, around)
+    inside, codes = F.pad(torch.ones(*positions, 1, dtype=torch.bool), around), F.pad(codes, around)
+    nothing = zero.clamp(-128, 127).repeat_interleave(torch.tensor(sizes), -1).to(torch.int8)
+    codes = torch.where(inside, codes, align(nothing, sizes))
+    return QuantizedInput(codes, part_sums(codes, sizes), torch.ones(zero.shape), zero, padding)
 
 
 def random_weight(outputs: int, taps: int, sizes: tuple[int, ...], bits: int = 8, zeros: int = 8) -> QuantizedWeight:
@@ -70,8 +82,11 @@ def convolve(x: Tensor, w: Tensor, window: Window) -> Tensor:
 
 def expected_product(x: QuantizedInput, weight: QuantizedWeight, window: Window) -> Tensor:
     """The product of the values, for scales of 1."""
-    zero = weight.zero[:, None]
-    return convolve(values(x.codes, x.zero, weight.sizes), values(weight.unpacked, zero, weight.sizes), window)
+    zero = torch.zeros_like(weight.scale) if weight.zero is None else weight.zero
+    inputs = values(x.codes, x.zero, weight.sizes)
+    for axis, pad in enumerate(x.padding, start=1):
+        inputs = inputs.narrow(axis, pad, inputs.shape[axis] - 2 * pad)
+    return convolve(inputs, values(weight.unpacked, zero[:, None], weight.sizes), window)
 
 
 LINEAR = Window()

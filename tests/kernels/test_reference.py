@@ -33,9 +33,10 @@ def test_sums_beyond_what_float32_holds(k):
 @EVERY_WINDOW
 @BITS
 def test_sums_of_codes(window, positions, bits):
-    x, weight = random_input(positions, (5, 3), bits), random_weight(6, window.taps, (5, 3), bits)
+    x = random_input(positions, (5, 3), bits, padding=window.padding)
+    weight = random_weight(6, window.taps, (5, 3), bits)
     codes = (values(t, torch.zeros(2), (5, 3)) for t in (x.codes, weight.unpacked))
-    assert torch.equal(accumulate(x, weight, window).long(), convolve(*codes, window))
+    assert torch.equal(accumulate(x, weight, window).long(), convolve(*codes, window.valid))
 
 
 @EVERY_WINDOW
@@ -44,7 +45,7 @@ def test_sums_of_codes(window, positions, bits):
 @pytest.mark.parametrize("zeros", [0, 8, 300])
 def test_products_of_values(window, positions, bits, by_token, zeros):
     """Whole numbers below 2^24 come out exactly; zeros of 300 are no codes."""
-    x = random_input(positions, (5, 3), bits, by_token, zeros)
+    x = random_input(positions, (5, 3), bits, by_token, zeros, window.padding)
     weight = random_weight(6, window.taps, (5, 3), bits, zeros)
     bias = torch.arange(6.0)
     assert torch.equal(product(x, weight, window, bias).long(), expected_product(x, weight, window) + bias.long())

@@ -29,15 +29,18 @@ def on(device: torch.device, operand: Operand) -> Operand:
 
 
 def assert_equal_inputs(found: QuantizedInput, expected: QuantizedInput) -> None:
+    assert found.padding == expected.padding and (found.sums is None) == (expected.sums is None)
     for name, value in vars(expected).items():
-        assert torch.equal(getattr(found, name).cpu(), value.cpu()), name
+        if isinstance(value, Tensor):
+            assert torch.equal(getattr(found, name).cpu(), value.cpu()), name
 
 
 @EVERY_WINDOW
 @BITS
 @SIZES
 def test_sums_of_codes_are_equal(device, window, positions, bits, sizes):
-    x, weight = random_input(positions, sizes, bits), random_weight(5, window.taps, sizes, bits)
+    x = random_input(positions, sizes, bits, padding=window.padding)
+    weight = random_weight(5, window.taps, sizes, bits)
     found = accumulate(on(device, x), on(device, weight), window, backend="triton")
     assert found.dtype == torch.int32
     assert torch.equal(found.cpu(), accumulate(x, weight, window, backend="reference"))
@@ -49,7 +52,7 @@ def test_sums_of_codes_are_equal(device, window, positions, bits, sizes):
 @GRANULARITY
 def test_products_of_whole_numbers_are_equal(device, window, positions, bits, sizes, by_token):
     """Scales are 1 and sums below 2^24: the float epilogue is exact as well."""
-    x = random_input(positions, sizes, bits, by_token)
+    x = random_input(positions, sizes, bits, by_token, padding=window.padding)
     weight = random_weight(5, window.taps, sizes, bits)
     bias = torch.arange(5.0)
     found = product(on(device, x), on(device, weight), window, bias.to(device), backend="triton")
@@ -60,7 +63,7 @@ def test_products_of_whole_numbers_are_equal(device, window, positions, bits, si
 @GRANULARITY
 def test_zeros_that_are_no_codes(device, window, positions, by_token):
     x, weight = (
-        random_input(positions, (7, 3), 8, by_token, zeros=300),
+        random_input(positions, (7, 3), 8, by_token, zeros=300, padding=window.padding),
         random_weight(5, window.taps, (7, 3), zeros=300),
     )
     assert (x.zero.abs() > 128).any()
@@ -122,7 +125,7 @@ def test_no_rows(device):
 
 
 def test_windows_over_three_axes_are_refused(device):
-    x, weight = random_input((1, 3, 4, 5), (5,)), random_weight(2, 27, (5,))
+    x, weight = random_input((1, 3, 4, 5), (5,), padding=CUBE.padding), random_weight(2, 27, (5,))
     with pytest.raises(ValueError, match="the Triton kernels compute windows over two axes"):
         product(on(device, x), on(device, weight), CUBE, backend="triton")
 
@@ -145,6 +148,32 @@ def test_codes_are_equal(device, layout, bits, by_token):
     scale, zero = 0.1 + torch.rand(shape), torch.randint(-200, 200, shape).float()
     found = quantize(x.to(device), scale.to(device), zero.to(device), bits, sizes, backend="triton")
     assert_equal_inputs(found, quantize(x, scale, zero, bits, sizes, backend="reference"))
+
+
+PADDED = {
+    "conv1d": ((2, 7, 69), (2,)),
+    "conv2d": ((2, 3, 5, 69), (1, 2)),
+    "conv3d_over_time": ((2, 4, 2, 3, 69), (1, 0, 0)),
+}
+
+
+@pytest.mark.parametrize(("shape", "padding"), PADDED.values(), ids=PADDED.keys())
+@GRANULARITY
+@pytest.mark.parametrize("sums", [False, True], ids=["no_sums", "sums"])
+def test_padding_has_the_code_of_zero(device, shape, padding, by_token, sums):
+    """Of a zero that is no code of int8, the nearest; and of a token of its own, 0."""
+    x, sizes = 3 * torch.randn(shape), (3, 66)
+    scale, zero = 0.1 + torch.rand((*shape[:-1], 2) if by_token else 2), torch.tensor([-200.0, 5.0])
+    zero = zero.expand(scale.shape).contiguous()
+    operands = (x, scale, zero)
+    expected = quantize(*operands, 4, sizes, padding, sums, backend="reference")
+    found = quantize(*(t.to(device) for t in operands), 4, sizes, padding, sums, backend="triton")
+    assert_equal_inputs(found, expected)
+    corner = expected.codes[(0,) * (len(shape) - 1)]
+    assert corner[0] == (0 if by_token else -128) and corner[64] == (0 if by_token else 5)
+    assert not corner[3:64].any()
+    found = quantize_tokens(x.to(device), 4, sizes, False, padding=padding, sums=sums, backend="triton")
+    assert_equal_inputs(found, quantize_tokens(x, 4, sizes, False, padding=padding, sums=sums, backend="reference"))
 
 
 @GRANULARITY
