@@ -14,7 +14,6 @@ BOPs the products of attention too.
 import argparse
 
 import torch
-from rich import print as show
 from rich.table import Table
 
 from quantsr.methods.minmax import MinMax
@@ -29,6 +28,7 @@ from quantsr.quant.spec import Bits
 from quantsr.teachers import osediff
 from quantsr.teachers.base import Teacher
 from quantsr.teachers.mgldvsr import checkpoints
+from quantsr.terminal import print_whole
 
 SIDE = 128
 METHODS: dict[str, type[QuantizationMethod]] = {
@@ -89,7 +89,7 @@ def main() -> None:
             figures = found.to_dict()
             size, bops = f"{figures['teacher_megabytes']:.0f}", f"{figures['teacher_gbops'] / 1e3:.0f}"
             table.add_row("teacher", *[""] * 7, size, bops)
-        show(table)
+        print_whole(table)
 
 
 if __name__ == "__main__":

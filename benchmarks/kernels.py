@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from rich import print as show
 from rich.table import Table
 from torch import Tensor
 
 from quantsr import kernels
 from quantsr.kernels.operands import align, pack, part_sums
+from quantsr.terminal import print_whole
 
 DENSE = {"H200": (989, 1979, 4.8), "H100": (989, 1979, 3.35), "A100": (312, 624, 2.0)}
 """bf16 TFLOPS, int8 TOPS and TB/s of the SXM cards, dense, from their data sheets."""
@@ -196,7 +196,7 @@ def main() -> None:
         for layer in LAYERS:
             name = f"{layer.name} {layer.inputs}-{layer.outputs} at {layer.side}"
             table.add_row(name, *measured(layer, batch, peaks))
-        show(table)
+        print_whole(table)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ import sys
 import time
 
 import torch
-from rich import print as show
 from rich.table import Table
 
 from quantsr.teachers.files import load_teacher
 from quantsr.teachers.one_step import OneStepTeacher
+from quantsr.terminal import print_whole
 
 MIB = 2**20
 SMALL = 16
@@ -92,7 +92,7 @@ def main() -> None:
         whole = in_a_process(args, (width, height), whole=True) if max(width, height) <= args.whole else None
         beside = cells(whole) if max(width, height) <= args.whole else ("", "")
         table.add_row(f"{width}x{height}", f"{12 * width * height / MIB:.0f}", *cells(tiles), *beside)
-    show(table)
+    print_whole(table)
 
 
 if __name__ == "__main__":

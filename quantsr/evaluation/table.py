@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from quantsr.metrics.choice import ARROWS, lower_is_better
+from quantsr.terminal import print_whole
 
 HEADINGS = {
     "psnr_y": ("PSNR-Y (dB) ↑", ".2f"),
@@ -31,9 +31,7 @@ def print_table(summary: dict[str, Any], title: str) -> None:
         cells = [_cell(model, values, metric, absent) for metric in columns]
         fidelity = f"{summary['fidelity_psnr']:.2f}" if model == "student" and "fidelity_psnr" in summary else ""
         table.add_row(model, *cells, fidelity)
-    # Figures are not cut where the terminal, or the 80 columns of a log file, are narrower than the table.
-    narrowest = Console(width=1000).measure(table).minimum
-    Console(width=max(Console().width, narrowest)).print(table)
+    print_whole(table)
     for metric, reason in absent.items():
         print(f"absent   {metric}: {reason}")
 
