@@ -7,7 +7,6 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from quantsr.metrics.cost import FULL, cost, part_of
 from quantsr.quant.calibrate import mode
 from quantsr.quant.prepare import is_layer
 from quantsr.teachers.base import Teacher
+from quantsr.terminal import wide_console
 
 ADAM = 3  # Gradient and two moments of every parameter that trains.
 
@@ -188,8 +188,7 @@ def gigabytes(tensors: Iterable[Tensor]) -> str:
 
 def print_page(title: str, tables: Sequence[Table]) -> None:
     """Tables below each other, each under its title; nothing is cut where the terminal is narrower than a table."""
-    measuring = Console(width=1000)
-    console = Console(width=max(Console().width, *(measuring.measure(table).maximum for table in tables)))
+    console = wide_console(*tables)
     console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
     for table in tables:
         console.print(f"\n{table.title}", style="italic", highlight=False, markup=False, soft_wrap=True)
