@@ -56,7 +56,7 @@ def codes_that_differ(student: OneStepTeacher, lq: Tensor) -> float:
         layer = layers[name]
         parameter = op.parameter(list(x.shape), np.float32)
         pieces = [piece.dequantized() for piece in layer_input(layer, parameter.output(0)).parts]
-        compiled = compile_model(ov.Model(pieces, [parameter]), tuple(x.shape), "f32")
+        compiled = compile_model(ov.Model(pieces, [parameter]), [x.shape], "f32")
         found = torch.cat([torch.from_numpy(y) for y in compiled(x.numpy()).values()], layer.operation.axis)
         with torch.inference_mode():
             for transform in (layer.smoothing, layer.rotation):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from quantsr.deploy.openvino.exporting import NETWORKS as PARTS
-from quantsr.deploy.openvino.exporting import example
+from quantsr.deploy.openvino.one_step import NETWORKS as PARTS
+from quantsr.deploy.openvino.one_step import example
 from quantsr.teachers.files import load_teacher
 from quantsr.teachers.micro import MICRO
 from quantsr.teachers.one_step import OneStepTeacher
@@ -52,7 +52,7 @@ class Network:
         side = 16 if small else self.side
         if self.part is None:
             return torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-        return example(model, self.part, side)
+        return example(model, self.part, side)[0]
 
 
 NETWORKS = {

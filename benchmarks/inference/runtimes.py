@@ -15,9 +15,9 @@ from torch import Tensor
 from quantsr.deploy.openvino import networks
 from quantsr.deploy.openvino.convert import convert
 from quantsr.deploy.openvino.core import core
-from quantsr.deploy.openvino.exporting import NETWORKS as PARTS
-from quantsr.deploy.openvino.exporting import example
 from quantsr.deploy.openvino.networks import CompiledNetwork
+from quantsr.deploy.openvino.one_step import NETWORKS as PARTS
+from quantsr.deploy.openvino.one_step import example
 from quantsr.deploy.openvino.packed import shorten
 from quantsr.deploy.openvino.student import with_networks
 from quantsr.methods.minmax import MinMax
@@ -81,7 +81,7 @@ def write(network: Network, small: bool, models: Path, name: str, change: Callab
         model = change(model, network)
     model.float()
     for part, file in targets.items():
-        converted = convert(PARTS[part](model).eval(), example(model, part, SIDE))
+        converted = convert(PARTS[part](model).eval(), *example(model, part, SIDE))
         shorten(converted)
         ov.save_model(converted, file, compress_to_fp16=False)
 
@@ -95,7 +95,7 @@ def write_by_nncf(network: Network, small: bool, models: Path, name: str) -> Non
         return
     model = network.teacher("float32", small)
     for part, file in targets.items():
-        sample = example(model, part, SIDE)
+        (sample,) = example(model, part, SIDE)
         quantized = nncf.quantize(
             convert(PARTS[part](model).eval(), sample),
             nncf.Dataset([sample.numpy()]),
@@ -115,7 +115,7 @@ def student_of(kind: type[QuantizationMethod], bits: str) -> Callable[[OneStepTe
             for observation in ("observe_smoothing", "observe_ranges"):
                 with mode(method.student, observation):
                     for part in network.parts:
-                        x = example(teacher, part, SIDE)
+                        (x,) = example(teacher, part, SIDE)
                         run[part](x) if part in run else method.student.decode(x, x)
                 settle(method.student)
         return fold(method.student).requires_grad_(False)

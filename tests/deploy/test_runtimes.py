@@ -69,9 +69,12 @@ def test_openvino_is_taken_by_itself_once_a_student_was_exported(image_run, tmp_
     assert pipe(torch.rand(3, 9, 7)).shape == (3, 36, 28)
 
 
-def test_openvino_says_what_it_cannot_take(image_run, video_run, monkeypatch):
-    with pytest.raises(UserError, match="runtime=openvino cannot be used here: it takes one-step image models"):
-        quantsr.load(video_run, runtime="openvino", device="cpu")
+def test_openvino_takes_clips(video_run):
+    pipe = quantsr.load(video_run, runtime="openvino", device="cpu")
+    assert pipe(torch.rand(1, 4, 3, 9, 7)).shape == (1, 4, 3, 36, 28)
+
+
+def test_openvino_says_what_it_cannot_take(image_run, monkeypatch):
     monkeypatch.setattr("quantsr.deploy.runtimes.openvino.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"the package openvino is missing: pip install 'quantsr\[openvino\]'"):
         quantsr.load(image_run, runtime="openvino", device="cpu")

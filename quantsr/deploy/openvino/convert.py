@@ -57,14 +57,14 @@ class _Constant(nn.Module):
         return self.output
 
 
-def convert(network: nn.Module, example: Tensor) -> ov.Model:
+def convert(network: nn.Module, *example: Tensor) -> ov.Model:
     """An OpenVINO model of a network, with integer products where the network's layers are folded.
 
-    Layers that depend on the timestep and the prompt alone become constants.
+    Layers that depend on no input, but on the prompt and perhaps the timestep alone, become constants.
 
     Args:
-        network: one float32 tensor in, one out; it is as it was afterwards.
-        example: an input ``(1, c, h, w)``; height and width of the model stay open.
+        network: float32 tensors in, one or several out; it is as it was afterwards.
+        example: inputs; height and width of maps ``(n, c, h, w)`` stay open in the model, all else is as here.
     """
     extensions = [ConversionExtension(LAYER, _written_layer), ConversionExtension(ATTENTION, _written_attention)]
     with warnings.catch_warnings(), torch.no_grad(), ExitStack() as stack:
@@ -75,11 +75,11 @@ def convert(network: nn.Module, example: Tensor) -> ov.Model:
                 _replace(stack, network, name, _MarkedLayer(module, _number(module)))
             elif isinstance(module, QuantizedAttention):
                 _replace_products(stack, module, _number(module))
-        for name, output in constants(network, example).items():
+        for name, output in constants(network, *example).items():
             _replace(stack, network, name, _Constant(output))
         traced = torch.jit.trace(network, example, check_trace=False)
-        shape = [1, example.shape[1], -1, -1]
-        return ov.convert_model(traced, example_input=example, input=shape, extension=extensions)
+        shapes = [[*x.shape[:2], *[-1] * (x.ndim - 2)] for x in example]
+        return ov.convert_model(traced, example_input=example, input=shapes, extension=extensions)
 
 
 def _number(module: nn.Module) -> int:
@@ -103,8 +103,8 @@ def _replace_products(stack: ExitStack, attention: QuantizedAttention, number: i
     attention.products = marked  # type: ignore[method-assign]
 
 
-def constants(network: nn.Module, example: Tensor) -> dict[str, Tensor]:
-    """Outputs of the marked layers whose input is the same whatever the network's is, by name."""
+def constants(network: nn.Module, *example: Tensor) -> dict[str, Tensor]:
+    """Outputs of the marked layers whose input is the same whatever the network's inputs are, by name."""
     layers = {name: module for name, module in network.named_modules() if isinstance(module, _MarkedLayer)}
     seen: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
@@ -123,12 +123,13 @@ def constants(network: nn.Module, example: Tensor) -> dict[str, Tensor]:
             layers[name].original.dequantized = None  # Not kept: there may be a gigabyte of them.
         return outputs.get(name)
 
-    for x, look in ((example, first), (1 - example, second), (example, computed)):
+    other = tuple(1 - x for x in example)
+    for given, look in ((example, first), (other, second), (example, computed)):
         hooks = [
             layer.register_forward_hook(lambda _, inputs, output, name=name, look=look: look(name, inputs[0]))
             for name, layer in layers.items()
         ]
-        network(x)
+        network(*given)
         for hook in hooks:
             hook.remove()
     return outputs

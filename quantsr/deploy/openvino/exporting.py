@@ -1,24 +1,24 @@
-"""A student's three networks to OpenVINO models in a folder."""
+"""A student's networks to OpenVINO models in a folder."""
 
 import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import openvino as ov
-import torch
-from torch import Tensor, nn
 
 from quantsr import __version__
 from quantsr.deploy.artefact import artefact_folder, load_student
-from quantsr.deploy.openvino import attention, layer
+from quantsr.deploy.openvino import attention, layer, mgldvsr, one_step
 from quantsr.deploy.openvino.convert import convert
 from quantsr.deploy.openvino.packed import shorten
 from quantsr.errors import UserError
 from quantsr.quant.attention import QuantizedAttention
 from quantsr.quant.folded import FoldedLayer
 from quantsr.teachers.base import Teacher
+from quantsr.teachers.mgldvsr import MGLDVSRTeacher
 from quantsr.teachers.one_step import OneStepTeacher
 
 FOLDER, CONFIG = "openvino", "openvino.json"
@@ -39,41 +39,8 @@ class Floating:
     why: str
 
 
-class Encoder(nn.Module):
-    """Image to the moments of its latent, as ``vae.encoder`` with ``vae.quant_conv`` behind it."""
-
-    def __init__(self, student: OneStepTeacher):
-        super().__init__()
-        self.encoder, self.quant_conv = student.vae.encoder, student.vae.quant_conv or nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.quant_conv(self.encoder(x))
-
-
-class Denoiser(nn.Module):
-    """Latent to epsilon at the student's timestep and prompt."""
-
-    def __init__(self, student: OneStepTeacher):
-        super().__init__()
-        self.unet, self.timestep, self.prompt = student.unet, student.timestep, student.prompt_embedding
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.unet(x, self.timestep, encoder_hidden_states=self.prompt, return_dict=False)[0]
-
-
-class Decoder(nn.Module):
-    """Latent to image, as ``vae.decoder`` behind ``vae.post_quant_conv``."""
-
-    def __init__(self, student: OneStepTeacher):
-        super().__init__()
-        self.post_quant_conv, self.decoder = student.vae.post_quant_conv or nn.Identity(), student.vae.decoder
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(x))
-
-
-NETWORKS = {"encoder": Encoder, "denoiser": Denoiser, "decoder": Decoder}
-"""By the part of the student that they are."""
+KINDS: dict[str, Any] = {OneStepTeacher.kind: one_step, MGLDVSRTeacher.kind: mgldvsr}
+"""Modules by the kind of model that they take apart: ``NETWORKS`` by name, ``example`` inputs, and ``substitute``."""
 
 
 def export(folder: str | Path) -> tuple[Path, list[Floating], dict[str, int]]:
@@ -110,21 +77,14 @@ def export(folder: str | Path) -> tuple[Path, list[Floating], dict[str, int]]:
     return target, floating, sizes
 
 
-def models(student: OneStepTeacher) -> Iterator[tuple[str, ov.Model]]:
-    """The three networks, one after the other."""
+def models(student: Teacher) -> Iterator[tuple[str, ov.Model]]:
+    """The networks, one after the other."""
     student.float()
-    for part, network in NETWORKS.items():
-        model = convert(network(student).eval(), example(student, part, EXAMPLE))
+    kind = KINDS[student.kind]
+    for part, network in kind.NETWORKS.items():
+        model = convert(network(student).eval(), *kind.example(student, part, EXAMPLE))
         shorten(model)
         yield part, model
-
-
-def example(student: OneStepTeacher, part: str, side: int) -> Tensor:
-    """A random input of a part, ``side`` latent pixels wide and high."""
-    generator = torch.Generator().manual_seed(0)
-    if part == "encoder":
-        return torch.rand(1, 3, *[side * student.latent_factor] * 2, generator=generator)
-    return torch.randn(1, student.vae.config.latent_channels, side, side, generator=generator)
 
 
 def check(student: Teacher) -> list[Floating]:
@@ -133,8 +93,10 @@ def check(student: Teacher) -> list[Floating]:
     Raises:
         UserError: a student that cannot be expressed at all.
     """
-    if not isinstance(student, OneStepTeacher):
-        raise UserError(f"runtime=openvino takes one-step image models, this one is {student.kind}: use runtime=torch")
+    if student.kind not in KINDS:
+        raise UserError(
+            f"runtime=openvino takes models of {list(KINDS)}, this one is {student.kind}: use runtime=torch"
+        )
     floating = []
     for name, module in student.named_modules():
         if isinstance(module, FoldedLayer):

@@ -22,9 +22,10 @@ def write_out_norms(model: ov.Model) -> None:
 
 def _group_norm(node: Node) -> Output:
     x, gain, bias = (node.input_value(number) for number in range(3))
-    attributes, (_, channels, *spatial) = node.get_attributes(), x.get_shape()
+    attributes, (count, channels, *spatial) = node.get_attributes(), x.get_shape()
     groups, axes = attributes["num_groups"], _integers(range(2, 2 + len(spatial)))
-    per_channel, in_groups = _integers([1, channels, *[1] * len(spatial)]), _integers([1, groups, channels // groups])
+    ones = [1] * len(spatial)
+    per_channel, in_groups = _integers([-1, channels, *ones]), _integers([count, groups, channels // groups])
 
     def shared(values: Output) -> Output:
         """The mean over each group, at all its channels, of a value per channel."""

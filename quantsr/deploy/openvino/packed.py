@@ -35,8 +35,14 @@ def packed_codes(codes: Tensor, zero_point: Tensor, bits: int) -> Output:
     return op.subtract(op.convert(op.constant(tensor), np.float32), shift).output(0)
 
 
-def expand(model: ov.Model) -> None:
-    """Put int8 constants in place of packed codes and their zero points, in place."""
+def expand(model: ov.Model, largest: int) -> None:
+    """Put int8 constants in place of packed codes and their zero points, in place.
+
+    Args:
+        model: with packed codes.
+        largest: magnitude up to which int8 will do; weights beyond it become float16 constants, so that their products
+            are computed in floating point.
+    """
     names = {kind.get_type_name(): width for width, kind in TYPES.items()}
     for convert in list(model.get_ordered_ops()):
         if convert.get_type_name() != "Convert" or convert.input_value(0).get_node().get_type_name() != "Constant":
@@ -51,14 +57,14 @@ def expand(model: ov.Model) -> None:
             subtract = user.get_node()
             if subtract.get_type_name() == "Subtract":
                 zero_point = subtract.input_value(1).get_node().data
-                subtract.output(0).replace(_numbers(values - zero_point.astype(np.int16)))
+                subtract.output(0).replace(_numbers(values - zero_point.astype(np.int16), largest))
             else:  # A zero point of 0 has been optimized away.
-                user.replace_source_output(_numbers(values))
+                user.replace_source_output(_numbers(values, largest))
 
 
-def _numbers(values: np.ndarray) -> Output:
-    """Whole numbers as float32, from int8; weights of products in floating point may not fit and are float16."""
-    kind = np.int8 if np.abs(values + 0.5).max() < 128 else np.float16
+def _numbers(values: np.ndarray, largest: int) -> Output:
+    """Whole numbers as float32, from int8 where they fit and none is beyond ``largest``, else from float16."""
+    kind = np.int8 if max(-values.min(), values.max()) <= largest and values.max() < 128 else np.float16
     return op.convert(op.constant(values.astype(kind)), np.float32).output(0)
 
 

@@ -15,10 +15,7 @@ def available(folder: Path, device: str) -> str | None:
         return f"it runs on a CPU, not on {device}."
     if find_spec("openvino") is None:
         return "the package openvino is missing: pip install 'quantsr[openvino]'."
-    config = read_config(folder)
-    if (kind := config["model"]["kind"]) != "one_step":
-        return f"it takes one-step image models, and this one is {kind}."
-    if any(recipe.get("token_split") for recipe in config["recipes"]):
+    if any(recipe.get("token_split") for recipe in read_config(folder)["recipes"]):
         return "it cannot express the token split of this student's layers."
     return None
 

@@ -1,13 +1,13 @@
 """MGLD-VSR (arXiv 2312.00853): motion-guided latent diffusion, a video teacher of several steps.
 
     z_L = s * E(up(lq))        x_T = sqrt(abar_T) z_L + sqrt(1 - abar_T) noise
-    eps = UNet(x_t, t, c, structure(z_L, t))        x_{t-1} ~ DDPM(x_t, eps), then moved along the flow guidance
+    eps = UNet(x_t, t, structure(z_L, t), c)        x_{t-1} ~ DDPM(x_t, eps), then moved along the flow guidance
     sr = D(z_H / s, features of E(up(lq)))
 
 with one constant prompt embedding c. Clips are restored in segments of ``frames`` frames.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -139,27 +139,30 @@ class MGLDVSRTeacher(NamedModules):
 
     def embed(self, clip: Tensor) -> Tensor:
         """A clip in [0, 1] to its latents: padded, posterior mean (our choice: no sampling), scaled."""
-        moments, _ = self.vae.encode(self._padded(clip).to(self.dtype))
-        return moments.chunk(2, dim=1)[0].unflatten(0, clip.shape[:2]).to(clip.dtype) * self.latent_scale
+        return self._encoded(clip)[0]
+
+    def _encoded(self, clip: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """Latents of a clip, and the features that the decoder fuses."""
+        moments, features = self.vae.encode(self._padded(clip).to(self.dtype))
+        latent = moments.chunk(2, dim=1)[0].unflatten(0, clip.shape[:2]).to(clip.dtype)
+        return latent * self.latent_scale, features
 
     def encode(self, lq: Tensor) -> Tensor:
         return self.embed(self.upscale(lq))
 
     def decode(self, latent: Tensor, lq: Tensor) -> Tensor:
-        return self._decode(latent, self.upscale(lq))
+        upscaled = self.upscale(lq)
+        return self._decode(latent, self._encoded(upscaled)[1], upscaled)
 
-    def _decode(self, latent: Tensor, upscaled: Tensor) -> Tensor:
-        features = self.vae.encoder.features(self._padded(upscaled).to(self.dtype))[
-            1:-1
-        ]  # Those that the decoder fuses.
+    def _decode(self, latent: Tensor, features: Sequence[Tensor], upscaled: Tensor) -> Tensor:
+        """Frames of the size of ``upscaled``, whose features in the encoder are given."""
         x = (latent.flatten(0, 1) / self.latent_scale).to(self.dtype)
         frames = self.vae.decode(x, features).to(latent.dtype)
         height, width = upscaled.shape[-2:]
         return (frames / 2 + 0.5)[..., :height, :width].unflatten(0, latent.shape[:2])
 
     def render(self, latent: Tensor, lq: Tensor) -> Tensor:
-        upscaled = self.upscale(lq)
-        return self._correct(self._decode(latent, upscaled), upscaled)
+        return self._correct(self.decode(latent, lq), self.upscale(lq))
 
     def _correct(self, clip: Tensor, upscaled: Tensor) -> Tensor:
         """Colours of every frame by those of the input."""
@@ -180,7 +183,7 @@ class MGLDVSRTeacher(NamedModules):
 
         def predict(x: Tensor, z: Tensor) -> Tensor:
             structure = self.structure(z.to(self.dtype), timesteps)
-            return self.unet(x.to(self.dtype), timesteps, prompt, structure).to(x.dtype)
+            return self.unet(x.to(self.dtype), timesteps, structure, prompt).to(x.dtype)
 
         frames = [noisy.latent.flatten(0, 1), latent.flatten(0, 1)]
         return tiled(predict, frames, LATENT_TILE, LATENT_STRIDE, "gaussian").unflatten(0, (b, t))
@@ -221,44 +224,48 @@ class MGLDVSRTeacher(NamedModules):
             x = guide(x, moving, self.guidance, schedule.log_variance[number])
         return Noisy(x, noisy.step + 1)
 
-    def _walk(self, upscaled: Tensor) -> Iterator[tuple[Tensor, Noisy, Tensor, Noisy]]:
-        """Sampling: (low-quality latent, noisy latent, epsilon, the next noisy latent) of every step."""
-        latent = self.embed(upscaled)
+    def _walk(self, upscaled: Tensor, latent: Tensor) -> Iterator[tuple[Noisy, Tensor, Noisy]]:
+        """Sampling from a low-quality latent: (noisy latent, epsilon, the next noisy latent) of every step."""
         moving = self._motion(upscaled, latent)
         noisy = self.start(latent)
         for _ in range(self.steps):
             epsilon = self.denoise(latent, noisy)
             following = self._follow(noisy, self.clean(latent, epsilon, noisy), moving)
-            yield latent, noisy, epsilon, following
+            yield noisy, epsilon, following
             noisy = following
 
     @torch.no_grad()
-    def _sample(self, upscaled: Tensor) -> Tensor:
-        """z_H of upscaled clips."""
-        *_, (_, _, _, last) = self._walk(upscaled)
+    def _sample(self, upscaled: Tensor, latent: Tensor) -> Tensor:
+        """z_H of upscaled clips and their latents."""
+        *_, (_, _, last) = self._walk(upscaled, latent)
         return last.latent
 
     @torch.no_grad()
     def noisy(self, lq: Tensor, step: int) -> Noisy:
         upscaled = self.upscale(lq)
+        latent = self.embed(upscaled)
         if step == 0:
-            return self.start(self.embed(upscaled))
-        return next(following for *_, following in self._walk(upscaled) if int(following.step[0]) == step)
+            return self.start(latent)
+        return next(following for *_, following in self._walk(upscaled, latent) if int(following.step[0]) == step)
 
     @torch.no_grad()
     def trajectory(self, lq: Tensor) -> Iterator[dict[str, Tensor]]:
-        for latent, noisy, epsilon, _ in self._walk(self.upscale(lq)):
+        upscaled = self.upscale(lq)
+        latent = self.embed(upscaled)
+        for noisy, epsilon, _ in self._walk(upscaled, latent):
             yield {"latent": latent, "noisy": noisy.latent, "step": noisy.step, "epsilon": epsilon}
 
     def clean_latent(self, lq: Tensor) -> Tensor:
-        return self._sample(self.upscale(lq))
+        upscaled = self.upscale(lq)
+        return self._sample(upscaled, self.embed(upscaled))
 
     def restore(self, lq: Tensor) -> Tensor:
         """The output for ``lq``, not clamped; frames larger than 960 pixels in tiles. Sampling takes no gradient."""
         upscaled = self.upscale(lq)
 
         def restore_tile(tile: Tensor) -> Tensor:
-            return self._decode(self._sample(tile), tile)
+            latent, features = self._encoded(tile)
+            return self._decode(self._sample(tile, latent), features, tile)
 
         return self._correct(tiled(restore_tile, [upscaled], IMAGE_TILE, IMAGE_STRIDE, "uniform"), upscaled)
 

@@ -67,7 +67,7 @@ class VideoUNet(nn.Module):
         frames: int = 5,
     ):
         super().__init__()
-        self.frames = frames
+        self.frames, self.latent_channels = frames, latent_channels
         widths = [base_channels * multiplier for multiplier in channel_multipliers]
         self.time_embed = TimestepEmbedding(base_channels)
 
@@ -111,14 +111,14 @@ class VideoUNet(nn.Module):
                 self.output_blocks.append(Stage(layers))
         self.out = nn.Sequential(norm(channels), nn.SiLU(), nn.Conv2d(channels, latent_channels, 3, padding=1))
 
-    def forward(self, x: Tensor, timesteps: Tensor, prompt: Tensor, structure: Sequence[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, structure: Sequence[Tensor], prompt: Tensor) -> Tensor:
         """Epsilon for ``x``.
 
         Args:
             x: noisy latents ``(b*t, c, h, w)``, sides that divide by 2 for every level but the last.
             timesteps: ``(b*t,)``, 0 to 999.
-            prompt: ``(b*t, tokens, prompt_channels)``.
             structure: the structure encoder's features, finest first.
+            prompt: ``(b*t, tokens, prompt_channels)``.
         """
         conditions = Conditions(self.time_embed(timesteps, x.dtype), prompt, tuple(structure), self.frames)
         x = self.input_blocks[0][0](x)

@@ -59,12 +59,13 @@ class Encoder(nn.Module):
         return features
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The result at the lowest resolution and the :meth:`features` on the way."""
+        """The result at the lowest resolution, and those of the :meth:`features` on the way that a decoder fuses: of
+        all levels but the first and the last."""
         features = self.features(images)
         x = features[-1]
         for block in self.mid.values():
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x))), features
+        return self.conv_out(F.silu(self.norm_out(x))), features[1:-1]
 
     def blocks(self) -> list[str]:
         """Names of the blocks in execution order."""
@@ -142,6 +143,9 @@ class VideoAutoencoder(nn.Module):
         latent_channels: of the latent.
         frames: length of a clip.
         fusion_weight: how much of the encoder's detail the decoder adds (CFW's w), 0 to 1.
+
+    Attributes:
+        factor: how many image pixels one latent pixel spans.
     """
 
     def __init__(
@@ -154,16 +158,12 @@ class VideoAutoencoder(nn.Module):
         fusion_weight: float = 1.0,
     ):
         super().__init__()
+        self.factor = 2 ** (len(channel_multipliers) - 1)
         widths = [base_channels * multiplier for multiplier in channel_multipliers]
         self.encoder = Encoder(widths, base_channels, blocks_per_level, 2 * latent_channels)
         self.decoder = Decoder(widths, blocks_per_level, latent_channels, frames, fusion_weight)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
-
-    @property
-    def factor(self) -> int:
-        """How many image pixels one latent pixel spans."""
-        return 2 ** (len(self.encoder.down) - 1)
 
     def encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Images to the posterior of their latents.
@@ -181,7 +181,7 @@ class VideoAutoencoder(nn.Module):
         if images.shape[-2] % self.factor or images.shape[-1] % self.factor:
             raise ValueError(f"image size {tuple(images.shape[-2:])} is not a multiple of {self.factor}")
         moments, features = self.encoder(images)
-        return self.quant_conv(moments), features[1:-1]
+        return self.quant_conv(moments), features
 
     def decode(self, latent: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Latents of clips to images.

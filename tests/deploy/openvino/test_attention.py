@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quantsr.deploy.openvino.attention import SIGNED, UNSIGNED, attention_output, factor, why_not
 from quantsr.deploy.openvino.core import core
+from quantsr.deploy.openvino.networks import compile_model
 from quantsr.quant.attention import QuantizedAttention
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import AttentionRecipe
@@ -44,7 +45,7 @@ def exported(attention: QuantizedAttention, *inputs: Tensor, constants: int = 0)
     known = [op.constant(x.numpy()) for x in inputs[len(given) :]]
     q, k, v, *scale = (node.output(0) for node in [*parameters, *known])
     model = ov.Model([attention_output(attention, q, k, v, scale[0] if scale else None)], parameters)
-    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = compile_model(model, [x.shape for x in given], "f32")
     return torch.from_numpy(compiled([x.numpy() for x in given])[0])
 
 

@@ -4,13 +4,17 @@ import openvino as ov
 import pytest
 import torch
 
+from quantsr.deploy.openvino import mgldvsr
 from quantsr.deploy.openvino.convert import convert
-from quantsr.deploy.openvino.exporting import NETWORKS, example
 from quantsr.deploy.openvino.networks import CompiledNetwork, compile_model
+from quantsr.deploy.openvino.one_step import NETWORKS, example
 from quantsr.deploy.openvino.statistics import GraphStatistics, norms, variant
+from quantsr.methods.minmax import MinMax
 from quantsr.normalization import by_tiles
 from quantsr.quant.folded import FoldedLayer
-from tests.conftest import micro_teacher
+from quantsr.quant.spec import Bits
+from tests.conftest import micro_teacher, micro_video_teacher
+from tests.deploy.test_artefact import calibrate
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +23,19 @@ def teacher():
 
 
 @pytest.fixture(scope="module")
+def video_teacher():
+    return micro_video_teacher().freeze()
+
+
+@pytest.fixture(scope="module")
 def decoder(teacher) -> ov.Model:
-    return convert(NETWORKS["decoder"](teacher), example(teacher, "decoder", 8))
+    return convert(NETWORKS["decoder"](teacher), *example(teacher, "decoder", 8))
 
 
 @pytest.mark.parametrize("part", NETWORKS)
 def test_full_precision_is_the_same_at_any_size(teacher, part):
     network = NETWORKS[part](teacher).eval()
-    compiled = CompiledNetwork(convert(network, example(teacher, part, 8)), "f32")
+    compiled = CompiledNetwork(convert(network, *example(teacher, part, 8)), "f32")
     for height, width in ((8, 8), (12, 6)):
         channels = 3 if part == "encoder" else 4
         x = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(1))
@@ -37,17 +46,18 @@ def test_full_precision_is_the_same_at_any_size(teacher, part):
 
 def test_timestep_and_prompt_take_no_operations(artefact_of):
     """The layers of the time embedding and the prompt's keys and values are not in the model of a student."""
-    from quantsr.methods.minmax import MinMax
-
     student, _ = artefact_of(MinMax, "w4a4", attention=False)
-    model = convert(NETWORKS["denoiser"](student), example(student, "denoiser", 8))
+    model = convert(NETWORKS["denoiser"](student), *example(student, "denoiser", 8))
     layers = [m for m in student.unet.modules() if isinstance(m, FoldedLayer)]
-    products = [n for n in model.get_ordered_ops() if n.get_type_name() in ("MatMul", "Convolution")]
-    quantized = [n for n in products if "Multiply" in n.input_value(1).get_node().get_type_name()]
     names = dict(student.unet.named_modules())
     constant = [n for n, m in names.items() if isinstance(m, FoldedLayer) and _depends_on_nothing(n)]
     shifted = 1  # conv_out has 8 bits, and a second product for its rows.
-    assert len(constant) > 5 and len(quantized) == len(layers) - len(constant) + shifted
+    assert len(constant) > 5 and quantized_products(model) == len(layers) - len(constant) + shifted
+
+
+def quantized_products(model: ov.Model) -> int:
+    products = [n for n in model.get_ordered_ops() if n.get_type_name() in ("MatMul", "Convolution")]
+    return sum("Multiply" in n.input_value(1).get_node().get_type_name() for n in products)
 
 
 def _depends_on_nothing(name: str) -> bool:
@@ -96,13 +106,46 @@ def test_variants_keep_the_model_as_it_is(decoder):
 
 def test_compiled_sizes_are_kept_for_the_last_two(decoder):
     network = CompiledNetwork(decoder, "f32")
-    first = network.compiled((1, 4, 4, 4))
-    network.compiled((1, 4, 6, 4))
-    assert network.compiled((1, 4, 4, 4)) is first
-    network.compiled((1, 4, 8, 4))
+    first = network.compiled([(1, 4, 4, 4)])
+    network.compiled([(1, 4, 6, 4)])
+    assert network.compiled([(1, 4, 4, 4)]) is first
+    network.compiled([(1, 4, 8, 4)])
     assert len(network._compiled) == 2
 
 
 def test_threads_are_those_of_torch(decoder):
-    compiled = compile_model(decoder.clone(), (1, 4, 4, 4), "f32")
+    compiled = compile_model(decoder.clone(), [(1, 4, 4, 4)], "f32")
     assert compiled.get_property("INFERENCE_NUM_THREADS") == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("part", mgldvsr.NETWORKS)
+def test_so_is_a_segment_of_frames(video_teacher, part):
+    """Of several inputs and outputs, its timestep another than the one that it was traced with."""
+    network = mgldvsr.NETWORKS[part](video_teacher).eval()
+    compiled = CompiledNetwork(convert(network, *mgldvsr.example(video_teacher, part, 8)), "f32")
+    for size in (8, 12):
+        given = [x / 2 if x.ndim == 1 else x for x in mgldvsr.example(video_teacher, part, size)]
+        with torch.no_grad():
+            expected, found = network(*given), compiled(*given)
+        for y, e in zip(listed(found), listed(expected), strict=True):
+            torch.testing.assert_close(y, e, rtol=1e-4, atol=1e-4)
+
+
+def listed(y) -> list:
+    return [y] if isinstance(y, torch.Tensor) else list(y)
+
+
+def test_the_layers_of_the_timestep_stay_where_it_is_an_input(video_teacher):
+    """Only the prompt's keys and values are constants."""
+    method = MinMax(video_teacher, Bits(6, 6), parts=["denoiser"], attention=False)
+    calibrate(method.student, torch.rand(1, video_teacher.frames, 3, 8, 8))
+    network = mgldvsr.Denoiser(method.student).eval()
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, FoldedLayer)}
+    assert any("time_embed" in name for name in layers)
+    model = convert(network, *mgldvsr.example(video_teacher, "denoiser", 8))
+    prompted = [name for name in layers if name.endswith(("attn2.to_k", "attn2.to_v"))]
+    sensitive = [
+        m for m in layers.values() if m.recipe.weight.bits == 8
+    ]  # Two products each, for rows that are shifted.
+    assert len(prompted) > 2
+    assert quantized_products(model) == len(layers) - len(prompted) + len(sensitive)

@@ -15,7 +15,7 @@ signal.signal(signal.SIGUSR1, lambda *_: print("taken"))
 fast_precision()
 for side in (4, 8, 16):
     x = op.parameter([1, 3, side, side], np.float32)
-    compiled = compile_model(ov.Model([op.relu(x)], [x]), (1, 3, side, side), "f32")
+    compiled = compile_model(ov.Model([op.relu(x)], [x]), [(1, 3, side, side)], "f32")
 del compiled
 os.kill(os.getpid(), signal.SIGUSR1)
 """

@@ -32,7 +32,7 @@ def test_codes_come_back_from_disk(tmp_path, bits, shape):
     assert np.array_equal(value_of(loaded), expected)
     (stored,) = (c for c in constants(loaded) if c.get_element_type().get_type_name().startswith("u"))
     assert stored.get_byte_size() == -(-codes.numel() * WIDTH[bits] // 8)
-    expand(loaded)
+    expand(loaded, 128)
     assert np.array_equal(value_of(loaded), expected)
 
 
@@ -40,7 +40,7 @@ def test_codes_come_back_from_disk(tmp_path, bits, shape):
 def test_what_fits_is_expanded_to_int8(codes, zero_point, kind):
     packed = packed_codes(torch.full((4, 4), codes, dtype=torch.uint8), torch.full((4, 1), float(zero_point)), 8)
     model = ov.Model([packed], [])
-    expand(model)
+    expand(model, 128)
     assert [c.get_element_type().get_type_name() for c in constants(model)] == [kind]
     assert (value_of(model) == codes - zero_point).all()
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from quantsr.deploy import openvino
+from quantsr.deploy.openvino.exporting import check, models
 from quantsr.deploy.openvino.networks import CompiledNetwork
 from quantsr.errors import UserError
 from quantsr.methods.lsq import LSQ
@@ -79,8 +80,6 @@ def test_loading_what_was_exported_reads_no_weights_of_the_student(artefact_of, 
 
 
 def test_the_student_is_as_it_was_after_its_conversion(artefact_of, lq):
-    from quantsr.deploy.openvino.exporting import models
-
     student, _ = artefact_of(MinMax)
     with torch.no_grad():
         before = student(lq)
@@ -107,16 +106,39 @@ def test_products_that_stay_in_floating_point_are_named(artefact_of):
     assert "vae.encoder.conv_in" in {f.name for f in floating}
 
 
-def test_a_video_student_is_refused(tmp_path):
+VIDEO_STUDENTS = {
+    "minmax_w8a8": (MinMax, "w8a8", {"parts": ["encoder", "denoiser", "decoder"]}),
+    "minmax_w6a6_attention": (MinMax, "w6a6", {"attention": True}),
+    "quantvsr_w6a6": (QuantVSR, "w6a6", {"smallest_rank": 2, "largest_rank": 4, "rank_multiple": 1}),
+}
+
+
+@pytest.mark.parametrize(("kind", "bits", "options"), VIDEO_STUDENTS.values(), ids=VIDEO_STUDENTS)
+def test_so_is_a_student_of_clips(tmp_path, kind, bits, options):
+    """With ranges of a whole segment, several timesteps, and layers over time."""
     teacher = micro_video_teacher()
-    method = MinMax(teacher, Bits(8, 8))
-    calibrate(method.student, torch.rand(1, teacher.frames, 3, 8, 8))
+    method = kind(teacher, Bits.parse(bits), **options)
+    clips = torch.rand(2, teacher.frames, 3, 8, 12, generator=torch.Generator().manual_seed(7))
+    calibrate(method.student, clips[:1])
     saved(method.student, method.swaps, teacher, tmp_path)
-    with pytest.raises(UserError, match=r"takes one-step image models, this one is mgldvsr: use runtime=torch"):
-        openvino.load(tmp_path)
-    with pytest.raises(UserError, match="takes one-step image models"):
-        openvino.export(tmp_path)
-    assert not list(tmp_path.glob("openvino*"))
+    _, _, sizes = openvino.export(tmp_path)
+    assert sizes.keys() == {"encoder", "structure", "denoiser", "decoder"}
+    exported = openvino.load(tmp_path, "f32")
+    with torch.no_grad():
+        simulated = torch.cat([method.student(clip) for clip in clips.split(1)])  # A range is that of one clip.
+        expected, found = micro_video_teacher()(clips), exported(clips)
+        assert torch.equal(found[1:], exported(clips[1:]))
+    assert psnr(found, expected) == pytest.approx(psnr(simulated, expected), abs=1)
+    assert psnr(found, simulated) > psnr(simulated, expected) - 3
+
+
+def test_a_model_of_another_kind_is_refused(artefact_of):
+    student, _ = artefact_of(MinMax)
+    student.kind = "two_step"
+    with pytest.raises(
+        UserError, match=r"takes models of \['one_step', 'mgldvsr'\], this one is two_step: use runtime"
+    ):
+        check(student)
 
 
 def test_the_released_token_split_is_refused(lq, tmp_path):
