@@ -2,7 +2,7 @@
 
     python benchmarks/fidelity.py RUN_OR_SWEEP ... [--samples 8]
 
-For every run of train.py on an image teacher: dB to the teacher (mean of PSNR over held-out samples of the run's own
+For every run of train.py: dB to the teacher (mean of PSNR over held-out samples of the run's own
 data) of the simulated student in float32, of its OpenVINO form with float32 and with bf16 around the integers, and of
 the teacher in OpenVINO's bf16, which no student in bf16 can be much nearer than; and the share of activation codes that
 differ from the simulation's, over all layers, each given the simulation's own input.
@@ -29,7 +29,6 @@ from quantsr.metrics.fidelity import psnr
 from quantsr.quant.folded import FoldedLayer
 from quantsr.report.jobs import read_jobs
 from quantsr.teachers.base import Teacher
-from quantsr.teachers.one_step import OneStepTeacher
 
 
 def distance(model: Teacher, teacher: Teacher, samples: list[Tensor]) -> float:
@@ -39,7 +38,7 @@ def distance(model: Teacher, teacher: Teacher, samples: list[Tensor]) -> float:
     return float(torch.as_tensor(found).mean())
 
 
-def codes_that_differ(student: OneStepTeacher, lq: Tensor) -> float:
+def codes_that_differ(student: Teacher, lq: Tensor) -> float:
     """Share of the activation codes of one sample that OpenVINO rounds another way than the simulation."""
     inputs: dict[str, Tensor] = {}
     layers = {name: module for name, module in student.named_modules() if isinstance(module, FoldedLayer)}

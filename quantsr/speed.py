@@ -29,19 +29,21 @@ def seconds(run: Callable[[Tensor], Tensor], lq: Tensor, rounds: int) -> float:
 
 
 def compare(folder: Path, side: int, rounds: int, runtime: str, device: str | None) -> Table:
-    """Seconds and megabytes of teacher and student for an output of ``side`` pixels.
+    """Seconds and megabytes of teacher and student for an output of ``side`` pixels, of clips for one segment.
 
     Raises:
         UserError: no artefact there, no file of its teacher, or a runtime that cannot be used.
     """
     config, student = read_config(folder), Pipeline.load(folder, runtime, device)
     teacher = Pipeline(teacher_of(config), student.device)
-    lq = torch.rand(1, 3, side // student.scale, side // student.scale, generator=torch.Generator().manual_seed(0))
+    shape = [1, *([student.frames] if student.frames > 1 else []), 3, *[side // student.scale] * 2]
+    lq = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     sizes = config["bytes"]
     rows = [("teacher", teacher, sizes["fp32"]), ("student", student, sizes["artefact"])]
-    table = Table("", "runtime", box=None, pad_edge=False, title=f"one output of {side}x{side} on {student.device}")
-    for title in ("seconds", "times as fast", "MB"):
-        table.add_column(title, justify="right")
+    title = "one output" if student.frames == 1 else f"{student.frames} frames"
+    table = Table("", "runtime", box=None, pad_edge=False, title=f"{title} of {side}x{side} on {student.device}")
+    for heading in ("seconds", "times as fast", "MB"):
+        table.add_column(heading, justify="right")
     found = [seconds(lambda x, model=model: model(x, progress=False), lq, rounds) for _, model, _ in rows]
     for (name, model, size), taken in zip(rows, found, strict=True):
         what = f"{model.runtime}, integers" if model.runtime != "torch" else "torch"

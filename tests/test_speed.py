@@ -7,8 +7,8 @@ from quantsr import speed
 from quantsr.deploy import openvino
 from quantsr.errors import UserError
 from quantsr.teachers.files import save_teacher
-from tests.conftest import micro_teacher
-from tests.deploy.conftest import ABOUT, minmax
+from tests.conftest import micro_teacher, micro_video_teacher
+from tests.deploy.conftest import ABOUT, minmax, video_run  # noqa: F401
 from tests.deploy.test_artefact import saved
 
 
@@ -37,6 +37,12 @@ def test_an_exported_student_runs_as_integers(run):
     openvino.export(run)
     text = printed(speed.compare(run, 32, 1, "auto", "cpu"))
     assert "openvino, integers" in text and "simulated" not in text
+
+
+def test_of_clips_a_segment_is_timed(video_run, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(speed, "teacher_of", lambda config: micro_video_teacher())
+    text = printed(speed.compare(video_run / "artefact", 32, 1, "auto", "cpu"))
+    assert "3 frames of 32x32 on cpu" in text and "torch, simulated" in text
 
 
 def test_a_folder_without_a_student(tmp_path):
