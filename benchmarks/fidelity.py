@@ -34,8 +34,8 @@ from quantsr.teachers.base import Teacher
 def distance(model: Teacher, teacher: Teacher, samples: list[Tensor]) -> float:
     """Mean PSNR of two models' outputs over samples, in dB."""
     with torch.inference_mode():
-        found = [psnr(*(m(lq[None]).clamp(0, 1) for m in (model, teacher))) for lq in samples]
-    return float(torch.as_tensor(found).mean())
+        found = [psnr(*(m(lq[None]).clamp(0, 1) for m in (model, teacher))).mean() for lq in samples]
+    return float(torch.stack(found).mean())
 
 
 def codes_that_differ(student: Teacher, lq: Tensor) -> float:
