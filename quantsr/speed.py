@@ -28,6 +28,16 @@ def seconds(run: Callable[[Tensor], Tensor], lq: Tensor, rounds: int) -> float:
     return statistics.median(taken)
 
 
+def _integers(runtime: str) -> str:
+    """What of a student is multiplied as integers on this machine."""
+    if runtime == "openvino":
+        from quantsr.deploy.openvino.overflow import overflows
+
+        if overflows():
+            return "integers below 8 bits"
+    return "integers"
+
+
 def compare(folder: Path, side: int, rounds: int, runtime: str, device: str | None) -> Table:
     """Seconds and megabytes of teacher and student for an output of ``side`` pixels, of clips for one segment.
 
@@ -46,8 +56,8 @@ def compare(folder: Path, side: int, rounds: int, runtime: str, device: str | No
         table.add_column(heading, justify="right")
     found = [seconds(lambda x, model=model: model(x, progress=False), lq, rounds) for _, model, _ in rows]
     for (name, model, size), taken in zip(rows, found, strict=True):
-        what = f"{model.runtime}, integers" if model.runtime != "torch" else "torch"
-        what += ", simulated" if name == "student" and model.runtime == "torch" else ""
+        simulated = ", simulated" if name == "student" else ""
+        what = f"torch{simulated}" if model.runtime == "torch" else f"{model.runtime}, {_integers(model.runtime)}"
         table.add_row(name, what, f"{taken:.3f}", f"{found[0] / taken:.2f}", f"{size / 1e6:.2f}")
     return table
 

@@ -39,6 +39,12 @@ def test_an_exported_student_runs_as_integers(run):
     assert "openvino, integers" in text and "simulated" not in text
 
 
+def test_integers_that_this_processor_lacks_are_not_claimed(run, monkeypatch):
+    monkeypatch.setattr("quantsr.deploy.openvino.overflow.overflows", lambda: True)
+    openvino.export(run)
+    assert "openvino, integers below 8 bits" in printed(speed.compare(run, 32, 1, "auto", "cpu"))
+
+
 def test_of_clips_a_segment_is_timed(video_run, monkeypatch):  # noqa: F811
     monkeypatch.setattr(speed, "teacher_of", lambda config: micro_video_teacher())
     text = printed(speed.compare(video_run / "artefact", 32, 1, "auto", "cpu"))

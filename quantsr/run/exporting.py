@@ -27,6 +27,7 @@ def export(cfg: DictConfig) -> Path:
     if (reason := available(artefact_folder(cfg.artefact), "cpu")) is not None:
         raise UserError(f"runtime={cfg.runtime} cannot be used here: {reason}")
     from quantsr.deploy import openvino  # An extra, and heavy.
+    from quantsr.deploy.openvino.overflow import overflows
 
     folder, floating, sizes = openvino.export(cfg.artefact)
     layers = [key.partition(":")[0] for key in config["modules"] if not key.endswith(":Attention")]
@@ -34,6 +35,8 @@ def export(cfg: DictConfig) -> Path:
     print(f"{count} of {len(layers)} quantized layers multiply integers")
     for why, count in Counter(f.why for f in floating).items():
         print(f"{count} stay in floating point: {why}")
+    if overflows():
+        print("this processor lacks exact products of 8 bits (VNNI): here these are computed in floating point, too")
     width = max(map(len, sizes))
     for part, size in sizes.items():
         print(f"{part:<{width}}  {size / 1e6:.2f} MB")

@@ -35,6 +35,13 @@ def test_what_cannot_be_exported_is_said_first(image_run):  # noqa: F811
     assert not list((image_run / "artefact").glob("openvino*"))
 
 
+@pytest.mark.parametrize("lacking", [True, False])
+def test_products_that_this_processor_lacks_are_named(image_run, tmp_path, monkeypatch, capsys, lacking):  # noqa: F811
+    monkeypatch.setattr("quantsr.deploy.openvino.overflow.overflows", lambda: lacking)
+    export(OmegaConf.create({"artefact": str(copytree(image_run, tmp_path / "run")), "runtime": "openvino"}))
+    assert ("lacks exact products of 8 bits" in capsys.readouterr().out) == lacking
+
+
 def test_a_missing_package_is_named(image_run, monkeypatch):  # noqa: F811
     monkeypatch.setattr("quantsr.deploy.runtimes.openvino.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'quantsr\[openvino\]'"):
