@@ -1,6 +1,5 @@
 """Multiply-accumulate operations (MACs) of a model by module, counted without weights and without computing."""
 
-from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -31,11 +30,11 @@ def macs_by_module(teacher: Teacher, shape: tuple[int, ...]) -> dict[str, int]:
     model = without_weights(teacher)
     lq = torch.empty(shape, device="meta")
     latent = model.encode(lq)
-    found: Counter[str] = Counter()
-    calls = {model.encode: (lq,), model.denoise: (latent,), model.decode: (latent, lq)}
-    for call, inputs in calls.items():
-        times = model.steps if call == model.denoise else 1
-        found.update({name: times * macs for name, macs in _count(model, partial(call, *inputs)).items()})
+    encoding = _count(model, partial(model.encode, lq))
+    step = _count(model, partial(model.denoise, latent))
+    # A teacher of clips decodes with features of its encoder; a restoration has them from the encoding.
+    decoding = _count(model, partial(model.decode, latent, lq))
+    found = decoding | {name: model.steps * macs for name, macs in step.items()} | encoding
     return {name: macs for name, macs in sorted(found.items()) if macs}
 
 
