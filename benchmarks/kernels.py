@@ -1,13 +1,16 @@
-"""The integer kernels against bf16 on the layers of Stable Diffusion 2.1's U-Net at latents of 64 x 64.
+"""The integer kernels against bf16 on the layers and attention of Stable Diffusion 2.1's U-Net at latents of 64 x 64.
 
     python benchmarks/kernels.py [--batch 1 4 16] [--peak-int8 TOPS] [--peak-bf16 TFLOPS] [--bandwidth TB/S]
 
 bf16 is torch's own: cuBLAS and cuDNN, channels last. Integers are timed from a bf16 input to a bf16 output: quantizing
 the activation and the product with bias, per tensor with static ranges (w8a8, w4a4) and per token with dynamic ones
 ("w4a4 tokens"); weights are symmetric per channel, activations asymmetric. Before a layer is timed, its int32 sums are
-compared with the reference's. Times are medians in microseconds of CUDA graphs with cold caches; "roof" is the share of
-what the card could do at best, by operations at its int8 (or bf16) peak or by bytes that have to move, whichever takes
-longer. Peaks are known for H100, H200 and A100; give those of another card.
+compared with the reference's. Attention is timed against torch's own, quantizing included, and compared with the
+reference as well; its codes are int8 whatever the bits.
+
+Times are medians in microseconds of CUDA graphs with cold caches; "roof" is the share of what the card could do at
+best, by operations at its int8 (or bf16) peak or by bytes that have to move, whichever takes longer. Peaks are known
+for H100, H200 and A100; give those of another card.
 
 It needs a CUDA GPU. docs/integers.md has the figures of one.
 """
@@ -81,6 +84,25 @@ LAYERS = [
 ]
 
 
+@dataclass(frozen=True)
+class Attention:
+    """Both products of attention, of the queries and keys of one image."""
+
+    heads: int
+    channels: int
+    queries: int
+    keys: int
+
+
+ATTENTIONS = [
+    Attention(5, 64, 4096, 4096),
+    Attention(10, 64, 1024, 1024),
+    Attention(20, 64, 256, 256),
+    Attention(5, 64, 4096, 77),
+    Attention(1, 512, 4096, 4096),  # The autoencoder's.
+]
+
+
 def roof(layer: Layer, batch: int, peak: float, bandwidth: float, weight_bytes: float) -> float:
     """The least seconds that a layer takes.
 
@@ -142,6 +164,36 @@ def in_integers(
     return call, exact
 
 
+def attention_calls(
+    case: Attention, batch: int, device: str, backend: kernels.Backend = "auto"
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor], Callable[[], bool]]:
+    """The calls that torch and the kernel are timed by, and one that compares the kernel with the reference."""
+    lengths = (case.queries, case.keys, case.keys)
+    q, k, v = (
+        torch.randn(batch, n, case.heads, case.channels, device=device, dtype=torch.bfloat16).transpose(1, 2)
+        for n in lengths
+    )
+    step, center = torch.full((1,), 4 / 128, device=device), torch.full((1,), -2.0, device=device)
+    probabilities = kernels.Probabilities(step / 16, torch.full((1,), -128.0, device=device), 8)
+
+    def attended(which: kernels.Backend) -> Tensor:
+        factors = (kernels.quantize(x, step, center, 8, (case.channels,), backend=which) for x in (q, k, v))
+        return kernels.attention(*factors, probabilities, case.channels, q.dtype, which)
+
+    def near() -> bool:
+        """Whether all but few are equal: the last bit of a probability decides between two codes."""
+        same = torch.isclose(attended(backend).float(), attended("reference").float(), rtol=0.02, atol=1e-3)
+        return bool(same.float().mean() > 0.99)
+
+    return lambda: F.scaled_dot_product_attention(q, k, v), lambda: attended(backend), near
+
+
+def attention_roof(case: Attention, batch: int, peak: float, bandwidth: float) -> float:
+    """The least seconds that attention takes, from 16-bit factors to a 16-bit result; see :func:`roof`."""
+    rows = batch * case.heads * case.channels
+    return max(4 * rows * case.queries * case.keys / peak, 4 * rows * (case.queries + case.keys) / bandwidth)
+
+
 VARIANTS = {"w8a8": (8, False), "w4a4": (4, False), "w4a4 tokens": (4, True)}
 
 
@@ -173,6 +225,18 @@ def measured(layer: Layer, batch: int, peaks: tuple[float, float, float]) -> Ite
         yield f"{plain / seconds:.2f}"
 
 
+def measured_attention(case: Attention, batch: int, peaks: tuple[float, float, float]) -> Iterator[str]:
+    """The cells of attention's row."""
+    plain_call, call, near = attention_calls(case, batch, "cuda")
+    if not near():
+        sys.exit(f"{case} is not what the reference computes: nothing was timed")
+    plain, seconds = seconds_of(plain_call), seconds_of(call)
+    for taken, peak in ((plain, peaks[0]), (seconds, peaks[1])):
+        yield f"{taken * 1e6:.0f}"
+        yield f"{attention_roof(case, batch, peak * 1e12, peaks[2] * 1e12) / taken:.0%}"
+    yield f"{plain / seconds:.2f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16], help="images (default 1 4 16)")
@@ -196,6 +260,9 @@ def main() -> None:
         for layer in LAYERS:
             name = f"{layer.name} {layer.inputs}-{layer.outputs} at {layer.side}"
             table.add_row(name, *measured(layer, batch, peaks))
+        for case in ATTENTIONS:
+            name = f"attention {case.heads} x {case.channels}, {case.queries} by {case.keys}"
+            table.add_row(name, *measured_attention(case, batch, peaks))
         print_whole(table)
 
 

@@ -70,6 +70,14 @@ def lq() -> torch.Tensor:
     return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 
 
+@pytest.fixture
+def device() -> torch.device:
+    """Where Triton's kernels run: a GPU, or the CPU with Triton's interpreter."""
+    pytest.importorskip("triton")
+    torch.manual_seed(0)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def picture(seed: int, side: int = 64) -> Image.Image:
     """Smooth colours, edges and a texture."""
     rng = np.random.default_rng(seed)

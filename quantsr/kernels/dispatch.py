@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from quantsr.kernels import reference
-from quantsr.kernels.operands import ALIGN, LONGEST_SUM, Branch, QuantizedInput, QuantizedWeight
+from quantsr.kernels.operands import (
+    ALIGN,
+    LONGEST_SUM,
+    MOST_KEYS,
+    Branch,
+    Probabilities,
+    QuantizedInput,
+    QuantizedWeight,
+)
 from quantsr.kernels.window import Window
 
 Backend = Literal["auto", "reference", "triton"]
@@ -32,7 +40,7 @@ def interpreted() -> bool:
 
 
 def implementation(device: torch.device, backend: Backend, window: Window | None = None) -> ModuleType:
-    """The module with ``quantize``, ``accumulate`` and ``product`` to use.
+    """The module with ``quantize``, ``accumulate``, ``product`` and ``attention`` to use.
 
     Args:
         device: of the tensors.
@@ -119,6 +127,50 @@ def product(
     """
     check(x, weight, window)
     return implementation(x.codes.device, backend, window).product(x, weight, window, bias, branch, dtype)
+
+
+def attention(
+    q: QuantizedInput,
+    k: QuantizedInput,
+    v: QuantizedInput,
+    probabilities: Probabilities,
+    channels: int,
+    dtype: torch.dtype = torch.float32,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Attention of codes, see :func:`quantsr.kernels.reference.attention`.
+
+    Raises:
+        ValueError: operands that do not belong together, more keys than int32 sums, or a backend that cannot
+            run.
+    """
+    check_attention(q, k, v, probabilities, channels)
+    return implementation(q.codes.device, backend).attention(q, k, v, probabilities, channels, dtype)
+
+
+def check_attention(
+    q: QuantizedInput, k: QuantizedInput, v: QuantizedInput, probabilities: Probabilities, channels: int
+) -> None:
+    """Refuse what the kernel would read past the end of. Which zeros and scales there are is for the caller to see to.
+
+    Raises:
+        ValueError: operands that do not belong together, or more keys than int32 sums.
+    """
+    heads, (keys, aligned) = q.codes.shape[:-2], k.codes.shape[-2:]
+    shapes = [k.codes.shape[:-2], v.codes.shape[:-2]]
+    if q.codes.ndim != 4 or any(s != heads for s in shapes) or v.codes.shape[-2:] != (keys, aligned):
+        raise ValueError(
+            f"queries {tuple(q.codes.shape)}, keys {tuple(k.codes.shape)} and values {tuple(v.codes.shape)} are not of "
+            "the same heads"
+        )
+    if q.codes.shape[-1] != aligned or not 0 <= aligned - channels < ALIGN or aligned % ALIGN:
+        raise ValueError(f"heads of {channels} channels do not go with codes of {q.codes.shape[-1]} and {aligned}")
+    if any(t.by_token for t in (q, k, v)) or q.sums is None or k.sums is None:
+        raise ValueError("attention takes one scale for all queries, keys and values, and sums of queries and keys")
+    if probabilities.key_scale is not None and len(probabilities.key_scale) != keys:
+        raise ValueError(f"{len(probabilities.key_scale)} scales of keys do not go with {keys} keys")
+    if keys > MOST_KEYS:
+        raise ValueError(f"{keys} keys are summed in int32, which holds {MOST_KEYS} of them")
 
 
 def check(x: QuantizedInput, weight: QuantizedWeight, window: Window) -> None:

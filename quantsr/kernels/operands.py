@@ -21,6 +21,9 @@ from torch import Tensor
 ALIGN = 64
 """Channels that a part is a multiple of: 64 bytes of int8 codes, two tensor-core steps."""
 
+MOST_BITS = 8
+"""Of a code."""
+
 PACKED_BITS = 4
 """Weights of up to this many bits are stored two to a byte."""
 
@@ -29,6 +32,16 @@ LARGEST_PRODUCT = 255 * 128
 
 LONGEST_SUM = (2**31 - 1) // LARGEST_PRODUCT
 """Products whose sum surely fits int32."""
+
+LARGEST_SCORE = 255 * 255
+"""Product of two codes less their zeros."""
+
+MOST_KEYS = (2**31 - 1) // 2**14
+"""Products of two codes whose sum surely fits int32."""
+
+SMALLEST_PROBABILITY = 2 * 255 / 2**31
+"""What the scale of attention's probabilities, whose sum is 1, does not fall below, in units of the largest scale of
+keys: their codes, less the zero, then add up to so little that a sum of products with values fits int32."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,22 @@ class Branch:
 
     hidden: Tensor
     up: Tensor
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """The number format of attention's probabilities, whose codes exist inside of the product alone.
+
+    Attributes:
+        scale, zero: float32, ``(1,)``, as of a :class:`QuantizedInput`; see ``SMALLEST_PROBABILITY``.
+        bits: of a code, 2 to 8.
+        key_scale: ``(keys,)`` float32, what probabilities are multiplied by before they are quantized; None for 1.
+    """
+
+    scale: Tensor
+    zero: Tensor
+    bits: int
+    key_scale: Tensor | None = None
 
 
 def starts(sizes: Sequence[int]) -> list[int]:

@@ -12,11 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantsr.kernels.operands import LARGEST_PRODUCT, Branch, QuantizedInput, QuantizedWeight, align, part_sums, starts
+from quantsr.kernels.operands import (
+    LARGEST_PRODUCT,
+    LARGEST_SCORE,
+    Branch,
+    Probabilities,
+    QuantizedInput,
+    QuantizedWeight,
+    align,
+    part_sums,
+    starts,
+)
 from quantsr.kernels.window import Window
 
 EXACT = 2**24
 """Whole numbers up to this one are float32 values."""
+PIECE = 2**21
+"""Probabilities held at a time."""
 
 
 def quantize(
@@ -96,15 +108,15 @@ def integer_product(a: Tensor, b: Tensor, largest: int) -> Tensor:
 
     Args:
         a: ``(..., k)`` whole numbers of any type.
-        b: ``(k, n)`` of any type.
+        b: ``(k, n)`` of any type, or ``(..., k, n)``.
         largest: what the magnitude of a product of two elements does not exceed.
     """
     piece = max(1, EXACT // largest)
-    total = torch.zeros(*a.shape[:-1], b.shape[1], dtype=torch.int32, device=a.device)
+    total = torch.zeros(*a.shape[:-1], b.shape[-1], dtype=torch.int32, device=a.device)
     with torch.autocast(a.device.type, enabled=False):
-        for start in range(0, len(b), piece):
+        for start in range(0, b.shape[-2], piece):
             part = slice(start, start + piece)
-            total += (a[..., part].float() @ b[part].float()).to(torch.int32)
+            total += (a[..., part].float() @ b[..., part, :].float()).to(torch.int32)
     return total
 
 
@@ -218,3 +230,43 @@ def _centered_sums(weight: QuantizedWeight, p: int, tap: int) -> Tensor:
     """``(n,)``: sums of q_w - z_w over the channels of a part."""
     sums = weight.sums[:, tap, p]
     return sums if weight.zero is None else sums - weight.zero[:, p] * weight.sizes[p]
+
+
+def attention(
+    q: QuantizedInput,
+    k: QuantizedInput,
+    v: QuantizedInput,
+    probabilities: Probabilities,
+    channels: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """softmax(q k^T / sqrt(c)) v, both products of codes.
+
+        p[i, j] = softmax over j of  s_q s_k / sqrt(c) sum over c (q[i] - z_q) (k[j] - z_k)      in float32
+        y[i] = s_p s_v sum over j (code of p[i, j] d[j] - z_p) (v[j] - z_v)                      d the scales of keys
+
+    Args:
+        q: ``(b, heads, n, k)`` codes with sums, one scale, and a zero that is a code.
+        k, v: ``(b, heads, m, k)`` of the same kind.
+        probabilities: their number format; its zero may be any.
+        channels: c, of a head.
+        dtype: of the result.
+
+    Returns:
+        ``(b, heads, n, c)``.
+    """
+    left, right, value = ((t.codes[..., :channels].to(torch.int16) - t.zero.to(torch.int16)) for t in (q, k, v))
+    factor, half = q.scale * k.scale * channels**-0.5, 2 ** (probabilities.bits - 1)
+    near = probabilities.zero.clamp(-128, 127)
+    beyond = (probabilities.zero - near) * value.sum(-2, keepdim=True, dtype=torch.int32).float()
+    pieces = []
+    for part in left.split(max(1, PIECE // (k.codes.shape[0] * k.codes.shape[1] * k.codes.shape[2])), -2):
+        p = (integer_product(part, right.mT, LARGEST_SCORE).float() * factor).softmax(-1)
+        if probabilities.key_scale is not None:
+            p = p * probabilities.key_scale
+        lowest, highest = -half - probabilities.zero, half - 1 - probabilities.zero
+        codes = torch.minimum(torch.maximum((p / probabilities.scale).round(), lowest), highest)
+        codes = codes.add_(probabilities.zero).clamp_(-half, half - 1)
+        total = integer_product(codes - near, value, LARGEST_SCORE).float() - beyond
+        pieces.append((total * (probabilities.scale * v.scale)).to(dtype))
+    return torch.cat(pieces, -2)

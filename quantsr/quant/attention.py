@@ -2,10 +2,11 @@
 
     Qa(q d_qk) Qa(k / d_qk)^T / sqrt(c)   and   Qa(p d_vw) Qa(v / d_vw),   p the softmax
 
-d_qk scales head channels, d_vw keys; both leave the products as they are without quantization. The products are
-simulated: :mod:`quantsr.quant.integer` computes layers with integers, and leaves these in float.
+d_qk scales head channels, d_vw keys; both leave the products as they are without quantization. Here the products are
+simulated; :mod:`quantsr.quant.integer_attention` computes them with integers.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -82,27 +83,18 @@ def resample(vector: Tensor, size: int) -> Tensor:
     return F.interpolate(vector[None, None], size=size, mode="linear", align_corners=False)[0, 0]
 
 
-class QuantizedAttention(nn.Module):
-    """An attention processor for diffusers' ``Attention``, with simulated quantization of both products.
+class AttentionProducts(nn.Module):
+    """An attention processor for diffusers' ``Attention``: what there is around the two products, and their scales.
 
     Args:
-        recipe: how.
-        head_dim: channels of a head.
+        recipe: how the products are quantized.
+        channel_scale: d_qk; None for none.
+        key_scale: d_vw; None for none.
     """
 
-    def __init__(self, recipe: AttentionRecipe, head_dim: int):
+    def __init__(self, recipe: AttentionRecipe, channel_scale: PairScale | None, key_scale: PairScale | None):
         super().__init__()
-        self.recipe, self.head_dim = recipe, head_dim
-        self.mode: Mode = "quantized"
-        self.query, self.key, self.probability, self.value = (Quantizer(recipe.act, axis=-1) for _ in range(4))
-        alpha = recipe.smoothing
-        self.channel_scale = None if alpha is None else PairScale(alpha, head_dim)
-        self.key_scale = None if alpha is None else PairScale(alpha)
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether all its ranges and scales are known."""
-        return all(child.calibrated for child in self.children())
+        self.recipe, self.channel_scale, self.key_scale = recipe, channel_scale, key_scale
 
     def __call__(
         self,
@@ -144,8 +136,42 @@ class QuantizedAttention(nn.Module):
             y = y + residual
         return y / attn.rescale_output_factor
 
+    @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """softmax(q k^T / sqrt(c)) v for queries ``(b, heads, n, c)``, keys and values ``(b, heads, m, c)``."""
+
+    def _scaled(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """q d_qk, k / d_qk, v / d_vw and d_vw."""
+        if self.channel_scale is None or self.key_scale is None:
+            return q, k, v, None
+        channel, key = self.channel_scale(q.shape[-1]), self.key_scale(k.shape[-2])
+        return q * channel, k / channel, v / key[:, None], key
+
+    def extra_repr(self) -> str:
+        return str(self.recipe)
+
+
+class QuantizedAttention(AttentionProducts):
+    """Attention with simulated quantization of both products.
+
+    Args:
+        recipe: how.
+        head_dim: channels of a head.
+    """
+
+    def __init__(self, recipe: AttentionRecipe, head_dim: int):
+        alpha = recipe.smoothing
+        super().__init__(recipe, *((None, None) if alpha is None else (PairScale(alpha, head_dim), PairScale(alpha))))
+        self.head_dim = head_dim
+        self.mode: Mode = "quantized"
+        self.query, self.key, self.probability, self.value = (Quantizer(recipe.act, axis=-1) for _ in range(4))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether all its ranges and scales are known."""
+        return all(child.calibrated for child in self.children())
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.key_scale is not None:
             self.key_scale.allocate(k.shape[-2])
         if self.mode != "quantized":
@@ -163,13 +189,6 @@ class QuantizedAttention(nn.Module):
             return self.probability(p if key_scale is None else p * key_scale).to(v.dtype) @ v
 
         return _by_chunks(weigh, q, k.shape[-2])
-
-    def _scaled(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """q d_qk, k / d_qk, v / d_vw and d_vw."""
-        if self.channel_scale is None or self.key_scale is None:
-            return q, k, v, None
-        channel, key = self.channel_scale(q.shape[-1]), self.key_scale(k.shape[-2])
-        return q * channel, k / channel, v / key[:, None], key
 
     @torch.no_grad()
     def _observe(self, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -192,9 +211,6 @@ class QuantizedAttention(nn.Module):
                 found.append(self.probability.pending)
         if found:
             self.probability.pending = torch.stack(found).amax(0)
-
-    def extra_repr(self) -> str:
-        return str(self.recipe)
 
 
 def _softmax(q: Tensor, k: Tensor) -> Tensor:

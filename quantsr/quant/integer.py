@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from quantsr import kernels
-from quantsr.kernels.operands import LONGEST_SUM, PACKED_BITS, align, pack, part_sums
+from quantsr.kernels.operands import LONGEST_SUM, MOST_BITS, PACKED_BITS, align, pack, part_sums
+from quantsr.quant import integer_attention
 from quantsr.quant.affine import SMALLEST_SCALE
 from quantsr.quant.attention import QuantizedAttention
 from quantsr.quant.folded import FoldedLayer
+from quantsr.quant.precision import keeping_types
 from quantsr.quant.product import constant_output
 from quantsr.quant.quantizer import RELEASED_SMALLEST_SCALE
 from quantsr.quant.recipe import LayerRecipe
-
-MOST_BITS = 8
 
 
 class Simulated(NamedTuple):
@@ -117,7 +117,7 @@ class IntegerLayer(nn.Module):
         return kernels.QuantizedWeight(self.codes, self.sums, self.scale, self.zero, self.sizes, bits)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "IntegerLayer":
-        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
+        return super()._apply(keeping_types(fn), recurse)
 
     def _shifted(self, zero_point: Tensor) -> Tensor:
         """The zero of an input's codes as kernels count them."""
@@ -201,20 +201,23 @@ def obstacle(recipe: LayerRecipe, shape: torch.Size) -> str | None:
 
 
 def integers(model: nn.Module, backend: kernels.Backend = "auto") -> list[Simulated]:
-    """Put every folded layer of ``model`` into its integer form, in place.
+    """Put every folded layer and quantized attention of ``model`` into its integer form, in place.
 
     Args:
         model: a student in its inference form, as :func:`quantsr.quant.folded.fold` leaves it.
         backend: see :data:`quantsr.kernels.Backend`.
 
     Returns:
-        What is still simulated in float, and why: layers without an integer form stay as they are (activations of more
-        than 8 bits, say), and so do the products of attention. Check it where only integers will do.
+        What is still simulated in float, and why: modules without an integer form stay as they are (activations of more
+        than 8 bits, say). Check it where only integers will do.
     """
     kept = []
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantizedAttention):
-            kept.append(Simulated(name, "the products of attention are only simulated"))
+            if (reason := integer_attention.obstacle(module)) is not None:
+                kept.append(Simulated(name, reason))
+            else:
+                model.set_submodule(name, integer_attention.IntegerAttention(module, backend))
         elif isinstance(module, FoldedLayer):
             if (reason := obstacle(module.recipe, module.codes.shape)) is not None:
                 kept.append(Simulated(name, reason))

@@ -1,5 +1,6 @@
 """Precision of what decides about codes: that of the tensors themselves."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -15,3 +16,13 @@ def without_autocast(x: Tensor) -> AbstractContextManager:
         x: on the device of the products.
     """
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def keeping_types(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``fn``, which ``nn.Module._apply`` is given, without its changes of type: tensors move, and are never rounded."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        found = fn(tensor)
+        return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+    return moved

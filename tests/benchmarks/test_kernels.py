@@ -36,9 +36,26 @@ def test_what_is_timed(script, kernel, variant):
     assert y.numel() == layer.rows(2) * layer.outputs
 
 
+@pytest.mark.parametrize(("heads", "channels", "queries", "keys"), [(2, 40, 9, 9), (1, 80, 4, 33)])
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_what_is_timed_of_attention(device, script, backend, heads, channels, queries, keys):
+    case = script["Attention"](heads, channels, queries, keys)
+    plain, call, near = script["attention_calls"](case, 2, device, backend)
+    expected, found = plain().float(), call().float()
+    assert near() and found.shape == expected.shape == (2, heads, queries, channels)
+    # Probabilities of more than 1/2 are clipped: those of so few keys.
+    assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), 0) > 0.9
+
+
 def test_the_roof_is_the_longer_of_operations_and_bytes(script):
     layer, roof = script["Layer"]("large", 1000, 1000, 1000), script["roof"]
     assert roof(layer, 1, 1e12, 1e30, 1) == pytest.approx(2e9 / 1e12)
     assert roof(layer, 1, 1e30, 1e12, 0.5) == pytest.approx((2 * 1e6 + 2 * 1e6 + 0.5e6) / 1e12)
     convolution = script["Layer"]("large", 10, 10, 8, 3, 2)
     assert roof(convolution, 3, 1.0, 1e30, 1) == pytest.approx(2 * 3 * 16 * 100 * 9)
+
+
+def test_the_roof_of_attention(script):
+    case, roof = script["Attention"](2, 10, 100, 50), script["attention_roof"]
+    assert roof(case, 3, 1.0, 1e30) == pytest.approx(2 * (2 * 3 * 2 * 100 * 50 * 10))
+    assert roof(case, 3, 1e30, 1.0) == pytest.approx(2 * 3 * 2 * 10 * (2 * 100 + 2 * 50))

@@ -1,9 +1,10 @@
-"""Compile the product kernel for a compute capability, without a GPU, and print what is in its machine code.
+"""Compile the kernels for a compute capability, without a GPU, and print what is in their machine code.
 
     python compile_for_gpu.py CAPABILITY
 
 One line for every variant: its name, the int8 tensor-core instructions, the sizes in bytes of asynchronous copies and
-how many copies may be under way while the tensor cores multiply. Of quantizing, the bytes of its widest reads.
+how many copies may be under way while the tensor cores multiply. Of attention, with the aligned channels of a head, the
+same but for the copies. Of quantizing, the bytes of its widest reads.
 """
 
 import re
@@ -13,6 +14,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from quantsr.kernels.triton.attention import attention_kernel
+from quantsr.kernels.triton.launch import attention_block
 from quantsr.kernels.triton.product import product_kernel
 from quantsr.kernels.triton.quantize import quantize_kernel
 
@@ -40,12 +43,19 @@ QUANTIZE = {
     "x": "*bf16", "codes": "*i8", "sums": "*i32", "scale": "*fp32", "zero": "*fp32",
     "firsts": "*i32", "starts": "*i32", "sizes": "*i32", "ratio": "fp32", "levels": "fp32", "smallest": "fp32",
 }  # fmt: skip
-ALIGNED = ("k", "n_count", "stride_image", "stride_h", "stride_w")
+ATTENTION = {
+    **{f"{x}_sums": "*i32" for x in "qkv"},
+    **{f"{x}_{name}": "*fp32" for x in "qkvp" for name in ("scale", "zero")},
+    "q": "*i8", "k": "*i8", "v": "*i8", "key_scale": "*fp32", "y": "*bf16", "root": "fp32",
+}  # fmt: skip
+HEADS = (64, 128, 192, 512)
+"""Aligned channels: of Stable Diffusion 2.1 (and of 40 channels), 80, 160, and of the autoencoder."""
+ALIGNED = ("k", "row", "n_count", "stride_image", "stride_h", "stride_w")
 """Sizes that are multiples of 16, as the launcher finds those of Stable Diffusion."""
 
 
-def compiled(kernel, types: dict[str, str], constants: dict, target: GPUTarget) -> str:
-    """PTX of a kernel, of four warps; arguments without a type are int32."""
+def compiled(kernel, types: dict[str, str], constants: dict, target: GPUTarget, warps: int = 4, stages: int = 4) -> str:
+    """PTX of a kernel; arguments without a type are int32."""
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
     aligned = [number for number, name in enumerate(names) if signature[name].startswith("*") or name in ALIGNED]
@@ -55,7 +65,12 @@ def compiled(kernel, types: dict[str, str], constants: dict, target: GPUTarget) 
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(number,): [["tt.divisibility", 16]] for number in aligned},
     )
-    return triton.compile(source, target=target, options={"num_warps": 4, "num_stages": 4}).asm["ptx"]
+    return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages}).asm["ptx"]
+
+
+def products_in(ptx: str) -> list[str]:
+    """The int8 tensor-core instructions."""
+    return sorted(set(re.findall(r"(?:wgmma\.mma_async|mma)\.sync[\w.]*s32\.s8\.s8[\w.]*", ptx)))
 
 
 def main() -> None:
@@ -63,10 +78,18 @@ def main() -> None:
     pointers = {name: f"*{kind}" for name, kind in POINTERS.items()}
     for name, changes in VARIANTS.items():
         ptx = compiled(product_kernel, pointers, CONV3X3 | changes, target)
-        products = sorted(set(re.findall(r"(?:wgmma\.mma_async|mma)\.sync[\w.]*s32\.s8\.s8[\w.]*", ptx)))
+        products = products_in(ptx)
         copies = sorted({int(size, 16) for size in re.findall(r"cp\.async\.c\w\.shared\.global.*?, (0x\w+)", ptx)})
         ahead = max(map(int, re.findall(r"cp\.async\.wait_group\s+(?:0x)?(\d+)", ptx)))
         print(name, ",".join(products), ",".join(map(str, copies)), ahead)
+    for channels in HEADS:
+        block = attention_block(channels)
+        constants = {
+            "HALF": 128, "KEY_SCALE": True, "K": channels, "BLOCK_C": triton.next_power_of_2(channels),
+            "BLOCK_Q": block.queries, "BLOCK_K": block.keys,
+        }  # fmt: skip
+        ptx = compiled(attention_kernel, ATTENTION, constants, target, 8, block.stages)
+        print(f"attention_{channels}", ",".join(products_in(ptx)))
     for dynamic in (False, True):
         constants = {
             "PARTS": 1, "HALF": 128, "BY_TOKEN": dynamic, "DYNAMIC": dynamic, "SYMMETRIC": False, "SUMS": dynamic,

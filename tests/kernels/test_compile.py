@@ -23,8 +23,10 @@ def test_int8_tensor_cores_fed_by_wide_copies(capability, instruction):
         [sys.executable, str(SCRIPT), capability], capture_output=True, text=True, check=False, env=environment
     )
     assert run.returncode == 0, run.stderr
-    *products, static, dynamic = (line.split(" ") for line in run.stdout.splitlines())
-    assert len(products) == 7
+    lines = [line.split(" ") for line in run.stdout.splitlines()]
+    products, attentions, (static, dynamic) = lines[:7], lines[7:-2], lines[-2:]
+    assert [name for name, _ in attentions] == ["attention_64", "attention_128", "attention_192", "attention_512"]
+    assert all(found.startswith(instruction) for _, names in attentions for found in names.split(","))
     for name, instructions, copies, ahead in products:
         assert instruction in instructions, name
         assert set(copies.split(",")) <= ({"8", "16"} if "w4a4" in name else {"16"}), name

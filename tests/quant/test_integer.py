@@ -1,5 +1,7 @@
 """The integer form computes what the folded form simulates, for every recipe, width and kind of layer."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -120,6 +122,14 @@ def test_16_bits(image_layer, calibrate, options, dtype):
     torch.testing.assert_close(y, expected, rtol=0, atol=bound)
 
 
+@pytest.mark.parametrize("options", [METHODS["passionsr_unet"], METHODS["quantvsr"]], ids=["passionsr", "quantvsr"])
+def test_its_numbers_are_not_rounded_with_the_model_around_it(image_layer, calibrate, options):
+    module, x = image_layer
+    layer = IntegerLayer.of(folded_layer(module, x, options, calibrate, bits=8))
+    moved = copy.deepcopy(layer).to(torch.bfloat16)
+    assert all(torch.equal(moved.state_dict()[name], value) for name, value in layer.state_dict().items())
+
+
 def test_channels_stay_where_they_are_in_memory(image_layer, calibrate):
     module, x = image_layer
     layer = IntegerLayer.of(folded_layer(module, x, {}, calibrate))
@@ -174,11 +184,11 @@ def test_a_model_says_what_it_still_simulates(calibrate):
     ]
     x = torch.randn(4, 8)
     model = fold(calibrate(nn.Sequential(*layers), x))
-    model.append(nn.Sequential(QuantizedAttention(AttentionRecipe(AffineSpec(8)), 4)))
+    model.append(nn.Sequential(QuantizedAttention(AttentionRecipe(AffineSpec(16)), 4)))
     expected = model[2](model[1](model[0](x)))
     assert integers(model) == [
         Simulated("1", "its activations have 16 bits, and int8 codes have at most 8"),
-        Simulated("3.0", "the products of attention are only simulated"),
+        Simulated("3.0", "its factors have 16 bits, and int8 codes have at most 8"),
     ]
     assert [type(m) for m in model[:3]] == [IntegerLayer, FoldedLayer, IntegerLayer]
     torch.testing.assert_close(model[2](model[1](model[0](x))), expected)

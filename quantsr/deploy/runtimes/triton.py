@@ -20,7 +20,7 @@ def available(folder: Path, device: str) -> str | None:
 
 
 def load(folder: Path, device: str) -> Teacher:
-    """The student with its layers on integer kernels; products of attention stay simulated."""
+    """The student on integer kernels, but for what :func:`quantsr.quant.integer.integers` says it simulates."""
     student = load_student(folder).to(device)
     integers(student)
     return student

@@ -7,7 +7,8 @@ import torch
 import triton
 from torch import Tensor
 
-from quantsr.kernels.operands import ALIGN, Branch, QuantizedInput, QuantizedWeight, starts
+from quantsr.kernels.operands import ALIGN, Branch, Probabilities, QuantizedInput, QuantizedWeight, starts
+from quantsr.kernels.triton.attention import attention_kernel
 from quantsr.kernels.triton.product import finish_kernel, product_kernel
 from quantsr.kernels.triton.quantize import quantize_kernel
 from quantsr.kernels.window import Window
@@ -243,3 +244,47 @@ def _product(
             BLOCK_M=block, BLOCK_N=64, **ends,
         )  # fmt: skip
     return y
+
+
+def attention(
+    q: QuantizedInput,
+    k: QuantizedInput,
+    v: QuantizedInput,
+    probabilities: Probabilities,
+    channels: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """See :func:`quantsr.kernels.reference.attention`; the result's memory is that of ``(b, n, heads, c)``."""
+    (b, heads, queries, aligned), keys = q.codes.shape, k.codes.shape[2]
+    y = torch.empty(b, queries, heads, channels, dtype=dtype, device=q.codes.device)
+    if y.numel():
+        # Keys beside each other, in rows that begin at multiples of 16 bytes.
+        of_v = torch.nn.functional.pad(v.codes.mT, (0, -keys % 16)).contiguous()
+        key_scale, block = probabilities.key_scale, attention_block(aligned)
+        attention_kernel[(b * heads * triton.cdiv(queries, block.queries),)](
+            q.codes, q.sums, q.scale, q.zero, k.codes, k.sums, k.scale, k.zero,
+            of_v, v.codes.sum(-2, dtype=torch.int32), v.scale, v.zero,
+            probabilities.scale, probabilities.zero, y if key_scale is None else key_scale, y,
+            heads, queries, keys, of_v.shape[-1], channels, channels**0.5,
+            HALF=2 ** (probabilities.bits - 1), KEY_SCALE=key_scale is not None, K=aligned,
+            BLOCK_C=triton.next_power_of_2(aligned), BLOCK_Q=block.queries, BLOCK_K=block.keys,
+            num_warps=8, num_stages=block.stages,
+        )  # fmt: skip
+    return y.transpose(1, 2)
+
+
+class AttentionBlock(NamedTuple):
+    """How attention is cut: queries of a program, keys of a step, and steps of which operands are read at a time."""
+
+    queries: int
+    keys: int
+    stages: int
+
+
+def attention_block(channels: int) -> AttentionBlock:
+    """What fits the registers and shared memory of an A100 and an H100; not timed."""
+    if triton.knobs.runtime.interpret:
+        return AttentionBlock(32, 32, 1)
+    if channels == ALIGN:
+        return AttentionBlock(128, 128, 3)
+    return AttentionBlock(64, 64, 3 if channels == 2 * ALIGN else 2)
