@@ -136,8 +136,11 @@ def test_head_says_which_row_and_how_to_run_it(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*ROWS, "qartsr_trq"])
+@pytest.mark.parametrize(
+    "name", ["passionsr_w8a8_uv", "passionsr_w6a6_u", "qartsr_w2a2", "quantvsr_w4a4", "qartsr_trq"]
+)
 def test_dry_run_at_full_size(name, capsys):
+    """Other rows differ from one of these in bits alone."""
     cfg = configuration(f"experiment={name}", "debug=shapes")  # No folder and no file is given.
     dry_run(cfg)
     page = capsys.readouterr().out
