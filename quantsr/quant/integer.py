@@ -41,7 +41,7 @@ class Simulated(NamedTuple):
 
 
 class IntegerLayer(nn.Module):
-    """A folded layer computed with integers; made by :meth:`of`.
+    """A folded layer computed with integers.
 
     Its output is that of the folded layer up to float rounding. It shares the folded layer's transforms and, where it
     is dynamic, input range; else ``act_scale`` and ``act_zero`` (parts,) are that. Of the weight it has ``codes``
@@ -100,15 +100,6 @@ class IntegerLayer(nn.Module):
             self.register_buffer("L1", folded.L1)
             self.register_buffer("L2", folded.L2)
         self.train(folded.training)
-
-    @classmethod
-    def of(cls, folded: FoldedLayer, backend: kernels.Backend = "auto") -> "IntegerLayer":
-        """The integer form of a folded layer, which stays as it is.
-
-        Raises:
-            ValueError: its recipe has no integer form.
-        """
-        return cls(folded, backend)
 
     @property
     def weight(self) -> kernels.QuantizedWeight:
@@ -222,5 +213,5 @@ def integers(model: nn.Module, backend: kernels.Backend = "auto") -> list[Simula
             if (reason := obstacle(module.recipe, module.codes.shape)) is not None:
                 kept.append(Simulated(name, reason))
             else:
-                model.set_submodule(name, IntegerLayer.of(module, backend))
+                model.set_submodule(name, IntegerLayer(module, backend))
     return kept

@@ -141,20 +141,19 @@ def test_a_teacher_is_trained_and_used(run, micro, tmp_path):
 @pytest.mark.slow
 def test_a_sweep_makes_a_folder_a_job_and_one_table_and_goes_on_after_a_failure(run_alone, micro, tmp_path):
     sweep = tmp_path / "sweep"
-    result = run_alone("train.py", "-m", *micro, "method=minmax", "bits.weight=4,9,8", f"hydra.sweep.dir={sweep}")
-    jobs = [f"{number}_minmax_w4a4_tiny_image" for number in range(3)]
+    result = run_alone("train.py", "-m", *micro, "method=minmax", "bits.weight=9,8", f"hydra.sweep.dir={sweep}")
+    jobs = [f"{number}_minmax_w4a4_tiny_image" for number in range(2)]
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == jobs
-    assert [(sweep / job / "metrics.json").is_file() for job in jobs] == [True, False, True]
+    assert [(sweep / job / "metrics.json").is_file() for job in jobs] == [False, True]
     table = list(csv.DictReader((sweep / "table.csv").open()))
-    assert [(row["bits"], row["method"]) for row in table][-2:] == [("w8a4", "minmax"), ("w4a4", "minmax")]
+    assert [(row["bits"], row["method"]) for row in table][-1] == ("w8a4", "minmax")
     assert "| w8a4 | minmax |" in (sweep / "table.md").read_text()
     assert all(str(sweep / name) in result.out for name in ("table.csv", "table.md", "table.tex", "report.html"))
-    assert f"{jobs[1]} (minmax w9a4 seed=0): failed" in (sweep / "report.html").read_text()
-    for job in (jobs[0], jobs[2]):
-        assert result.out.count(f"metrics  {sweep / job}") == 1
+    assert f"{jobs[0]} (minmax w9a4 seed=0): failed" in (sweep / "report.html").read_text()
+    assert result.out.count(f"metrics  {sweep / jobs[1]}") == 1
     assert result.code == 2
     assert "bits.weight must be a whole number from 2 to 8, not 9" in result.err
-    assert result.err.splitlines()[-1] == f"error: 1 of 3 jobs failed: {jobs[1]} (minmax w9a4 seed=0)"
+    assert result.err.splitlines()[-1] == f"error: 1 of 2 jobs failed: {jobs[0]} (minmax w9a4 seed=0)"
     assert "Traceback" not in result.err
 
 

@@ -31,6 +31,6 @@ def calibrate(layer: nn.Module, x: torch.Tensor) -> nn.Module:
 def test_methods(device, module, shape, options, bits):
     x = torch.randn(shape) + 0.3
     folded = FoldedLayer.of(make(module().requires_grad_(False), x, options, calibrate, bits=bits))
-    expected = IntegerLayer.of(folded, backend="reference")(x)
-    y = IntegerLayer.of(folded.to(device), backend="triton")(x.to(device)).cpu()
+    expected = IntegerLayer(folded, backend="reference")(x)
+    y = IntegerLayer(folded.to(device), backend="triton")(x.to(device)).cpu()
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))

@@ -42,7 +42,7 @@ def test_layers_of_every_method(teacher, kind, part, bits):
         x = torch.randn(shape) + 0.3
         layer = QuantizedLayer(module.requires_grad_(False), recipe)
         folded = FoldedLayer.of(calibrated(layer, x).requires_grad_(False))
-        expected, y = folded(x), IntegerLayer.of(folded)(x)
+        expected, y = folded(x), IntegerLayer(folded)(x)
         torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 

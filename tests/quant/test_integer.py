@@ -55,7 +55,7 @@ def folded_layer(module, x, options, calibrate, **more) -> FoldedLayer:
 
 def assert_computes_the_same(folded: FoldedLayer, x: torch.Tensor) -> None:
     """Up to float rounding, relative to the largest output."""
-    expected, y = folded(x), IntegerLayer.of(folded)(x)
+    expected, y = folded(x), IntegerLayer(folded)(x)
     assert y.dtype == expected.dtype and y.is_contiguous() == expected.is_contiguous()
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
@@ -83,7 +83,7 @@ def test_learned_ranges(image_layer, calibrate, options):
 def test_widths(image_layer, calibrate, bits, options):
     module, x = image_layer
     folded = folded_layer(module, x, options, calibrate, bits=bits)
-    codes = IntegerLayer.of(folded).codes
+    codes = IntegerLayer(folded).codes
     assert codes.dtype == (torch.uint8 if bits <= 4 else torch.int8)
     assert codes.shape == (6, 9, 64 * len(folded.recipe.parts(8)) // (2 if bits <= 4 else 1))
     assert_computes_the_same(folded, x)
@@ -116,7 +116,7 @@ def test_16_bits(image_layer, calibrate, options, dtype):
     module, x = image_layer
     folded = folded_layer(module, x, options, calibrate, bits=8)
     x = x.to(dtype)
-    y, expected = IntegerLayer.of(folded)(x), folded(x)
+    y, expected = IntegerLayer(folded)(x), folded(x)
     assert y.dtype == dtype
     bound = 4 * torch.finfo(dtype).eps * float(expected.abs().max())
     torch.testing.assert_close(y, expected, rtol=0, atol=bound)
@@ -125,21 +125,21 @@ def test_16_bits(image_layer, calibrate, options, dtype):
 @pytest.mark.parametrize("options", [METHODS["passionsr_unet"], METHODS["quantvsr"]], ids=["passionsr", "quantvsr"])
 def test_its_numbers_are_not_rounded_with_the_model_around_it(image_layer, calibrate, options):
     module, x = image_layer
-    layer = IntegerLayer.of(folded_layer(module, x, options, calibrate, bits=8))
+    layer = IntegerLayer(folded_layer(module, x, options, calibrate, bits=8))
     moved = copy.deepcopy(layer).to(torch.bfloat16)
     assert all(torch.equal(moved.state_dict()[name], value) for name, value in layer.state_dict().items())
 
 
 def test_channels_stay_where_they_are_in_memory(image_layer, calibrate):
     module, x = image_layer
-    layer = IntegerLayer.of(folded_layer(module, x, {}, calibrate))
+    layer = IntegerLayer(folded_layer(module, x, {}, calibrate))
     assert layer(x).is_contiguous()
     assert layer(x.contiguous(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_autocast_does_not_touch_integers(image_layer, calibrate):
     module, x = image_layer
-    layer = IntegerLayer.of(folded_layer(module, x, {}, calibrate, bits=8))
+    layer = IntegerLayer(folded_layer(module, x, {}, calibrate, bits=8))
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x)
     assert torch.equal(y, layer(x))
@@ -147,9 +147,9 @@ def test_autocast_does_not_touch_integers(image_layer, calibrate):
 
 def test_the_state_makes_an_equal_layer(image_layer, calibrate):
     module, x = image_layer
-    layer = IntegerLayer.of(folded_layer(module, x, FEATURES["all_at_once"], calibrate))
+    layer = IntegerLayer(folded_layer(module, x, FEATURES["all_at_once"], calibrate))
     other = nn.Conv2d(8, 6, 3, padding=1).requires_grad_(False)
-    copy = IntegerLayer.of(folded_layer(other, x, FEATURES["all_at_once"], calibrate))
+    copy = IntegerLayer(folded_layer(other, x, FEATURES["all_at_once"], calibrate))
     assert not torch.equal(copy(x), layer(x))
     copy.load_state_dict(layer.state_dict())
     assert torch.equal(copy(x), layer(x))
@@ -159,21 +159,21 @@ def test_activations_of_16_bits_are_refused(image_layer, calibrate):
     module, x = image_layer
     folded = folded_layer(module, x, {"act": {"bits": 16}}, calibrate)
     with pytest.raises(ValueError, match=r"cannot be computed with integers: its activations have 16 bits"):
-        IntegerLayer.of(folded)
+        IntegerLayer(folded)
 
 
 def test_halves_of_the_tokens_are_refused(calibrate):
     module, x = nn.Linear(12, 6).requires_grad_(False), torch.randn(2, 5, 12)
     folded = folded_layer(module, x, {"channel_split": True, "token_split": True}, calibrate)
     with pytest.raises(ValueError, match="token_split"):
-        IntegerLayer.of(folded)
+        IntegerLayer(folded)
 
 
 def test_sums_too_long_for_int32_are_refused(calibrate):
     module, x = nn.Linear(2**17, 1).requires_grad_(False), torch.randn(2, 2**17)
     folded = folded_layer(module, x, {}, calibrate)
     with pytest.raises(ValueError, match="sums 131072 products"):
-        IntegerLayer.of(folded)
+        IntegerLayer(folded)
 
 
 def test_a_model_says_what_it_still_simulates(calibrate):
