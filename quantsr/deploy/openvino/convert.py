@@ -1,12 +1,16 @@
 """A torch network with folded layers to an OpenVINO model: traced, its quantized parts written out by us."""
 
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import openvino as ov
 import torch
+from openvino._offline_transformations import apply_moc_transformations, compress_quantize_weights_transformation
+from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch import ConversionExtension
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 
 from quantsr.deploy.openvino.attention import attention_output
@@ -78,8 +82,26 @@ def convert(network: nn.Module, *example: Tensor) -> ov.Model:
         for name, output in constants(network, *example).items():
             _replace(stack, network, name, _Constant(output))
         traced = torch.jit.trace(network, example, check_trace=False)
-        shapes = [[*x.shape[:2], *[-1] * (x.ndim - 2)] for x in example]
-        return ov.convert_model(traced, example_input=example, input=shapes, extension=extensions)
+        return _model(traced, example, extensions)
+
+
+def _model(traced: Any, example: Sequence[Tensor], extensions: list[ConversionExtension]) -> ov.Model:
+    """What ``openvino.convert_model`` makes of a traced network.
+
+    That sends usage statistics over the network, the operations among them, and takes several times as long.
+    """
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    for extension in extensions:
+        frontend.add_extension(extension)
+    decoder = TorchScriptPythonDecoder(traced, example_input=tuple(example))  # The frontend does not keep it alive.
+    given = frontend.load(decoder)
+    for number, x in enumerate(example):
+        shape = ov.PartialShape([*x.shape[:2], *[-1] * (x.ndim - 2)])
+        given.set_partial_shape(given.get_place_by_input_index(number), shape)
+    model = frontend.convert(given)
+    apply_moc_transformations(model, cf=False, smart_reshape=True)
+    compress_quantize_weights_transformation(model)
+    return model
 
 
 def _number(module: nn.Module) -> int:

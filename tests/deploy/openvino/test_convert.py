@@ -44,6 +44,15 @@ def test_full_precision_is_the_same_at_any_size(teacher, part):
         torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_nobody_is_told_of_it(teacher, monkeypatch):
+    """OpenVINO's own conversion sends usage statistics."""
+    told = []
+    for name in ("send_event", "start_session"):
+        monkeypatch.setattr(f"openvino_telemetry.Telemetry.{name}", lambda *args, **_: told.append(args))
+    convert(NETWORKS["decoder"](teacher), *example(teacher, "decoder", 8))
+    assert not told
+
+
 def test_timestep_and_prompt_take_no_operations(artefact_of):
     """The layers of the time embedding and the prompt's keys and values are not in the model of a student."""
     student, _ = artefact_of(MinMax, "w4a4", attention=False)
