@@ -79,7 +79,8 @@ def rows_of(args: argparse.Namespace, models: Path) -> list[Row]:
             if (reason := missing(runtime)) is not None:
                 print(f"{network} {runtime}: {reason}", flush=True)
                 continue
-            in_a_process(prepare, network, runtime, args.threads, args.small, models)
+            if RUNTIMES[runtime].prepare is not None:
+                in_a_process(prepare, network, runtime, args.threads, args.small, models)
             row = in_a_process(measure, network, runtime, args.rounds, args.threads, args.small, models, peak)
             rows.append(row)
             print(f"{network} {runtime}: {row.seconds:.3f} s, {row.gib:.2f} GiB", flush=True)

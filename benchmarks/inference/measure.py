@@ -45,9 +45,7 @@ def prepare(network: str, runtime: str, threads: int, small: bool, models: Path)
     """Write what a runtime reads."""
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore")
-    write = RUNTIMES[runtime].prepare
-    if write is not None:
-        write(NETWORKS[network], small, models)
+    RUNTIMES[runtime].prepare(NETWORKS[network], small, models)
 
 
 def measure(network: str, runtime: str, rounds: int, threads: int, small: bool, models: Path, peak: float) -> Row:

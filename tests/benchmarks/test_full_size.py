@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -24,21 +25,18 @@ def test_the_video_teacher_alone():
     assert re.search(f"^{row}$", found.stdout, re.MULTILINE), found.stdout
 
 
-def test_chosen_cases_are_shown_as_soon_as_they_are_measured(tmp_path):
-    found = run("--method", "passionsr", "--cases", "plain", "--json", str(tmp_path / "rows.json"))
-    assert found.returncode == 0, found.stderr
-    rows = json.loads((tmp_path / "rows.json").read_text())
-    shown = [line.partition(": ")[0] for line in found.stderr.splitlines()]
-    assert shown == [row["what"] for row in rows] and len(rows) == 9  # Eight stages, and the student runs.
-    assert len(found.stdout.splitlines()) == 1 + 2 + len(rows)  # The table in the end.
-
-
-def test_a_run_that_stops_keeps_the_cases_that_are_over(tmp_path, monkeypatch):
-    """The second case fails."""
+@pytest.fixture
+def script(monkeypatch) -> ModuleType:
+    """The benchmark in this process."""
     monkeypatch.syspath_prepend(str(SCRIPT))
     spec = importlib.util.spec_from_file_location("full_size", SCRIPT / "__main__.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_a_run_that_stops_keeps_the_cases_that_are_over(script, tmp_path, monkeypatch):
+    """The second case fails."""
     row = script.Row("ranges", "", 1.0, 2.0)
 
     def fails(case, threads):
@@ -65,8 +63,14 @@ def test_a_calibration_with_and_without_what_saves_memory(tmp_path):
     for options in ("", "gradient checkpointing", "per-part offload", "weights of their own"):
         assert [row["what"] for row in rows if row["options"] == options][-6:] == [*stages, student]
     assert all(row["seconds"] > 0 and row["gib"] > 0 for row in rows)
+    # A row is shown as soon as it is measured, and in a table in the end.
+    shown = zip(found.stderr.splitlines(), rows, strict=True)
+    assert all(line.startswith(row["what"]) for line, row in shown)
+    assert len(found.stdout.splitlines()) == 1 + 2 + len(rows)
 
 
-def test_calibration_of_the_video_teacher_is_refused():
-    found = run("--teacher", "mgldvsr", "--method", "passionsr")
-    assert found.returncode == 2 and "measured on the osediff teacher" in found.stderr
+def test_calibration_of_the_video_teacher_is_refused(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["full_size", "--teacher", "mgldvsr", "--method", "passionsr"])
+    with pytest.raises(SystemExit, match="2"):
+        script.main()
+    assert "measured on the osediff teacher" in capsys.readouterr().err

@@ -29,10 +29,9 @@ def ranks_of(folder: Path) -> list[str]:
     "method",
     [
         ["method=minmax"],
-        ["method=qartsr", "method.module_steps=1", "method.extended_steps=2", "method.parts=[encoder]"],
-        ["method=passionsr", "method.steps=3", "method.parts=[decoder]", "offload=true"],
+        ["method=qartsr", "method.module_steps=1", "method.extended_steps=2", "method.parts=[encoder]", "offload=true"],
     ],
-    ids=["minmax", "qartsr", "passionsr with offload"],
+    ids=["minmax", "qartsr with offload"],
 )
 def test_two_devices_are_as_one(run, run_alone, micro, tmp_path, method):
     one, two = tmp_path / "one", tmp_path / "two"

@@ -22,6 +22,7 @@ from quantsr.teachers.base import Teacher
 from quantsr.teachers.files import fingerprint
 from quantsr.teachers.mgldvsr import MGLDVSRTeacher
 from tests.conftest import micro_video_teacher
+from tests.methods.resuming import SaveInside, assert_same, state
 
 SHORT = {
     MinMax: {"observation_steps": 2},
@@ -109,3 +110,39 @@ def fit(build_data, build_clips, cache) -> Callable[..., Trainer]:
         return trainer
 
     return fit
+
+
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory) -> tuple[dict[str, StagedModule], Path]:
+    """Methods by name whose run nothing stopped, and where each has a folder of its checkpoints."""
+    return {}, tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture
+def run_whole(whole_runs, fit) -> Callable[..., tuple[StagedModule, Path]]:
+    """A function that gives a method's finished run and the folder of its checkpoints, once a module of tests."""
+
+    def run(method: StagedModule, **options) -> tuple[StagedModule, Path]:
+        runs, root = whole_runs
+        name = type(method).__name__
+        if name not in runs:
+            fit(method, SaveInside(root / name), **options)
+            runs[name] = method
+        return runs[name], root / name
+
+    return run
+
+
+@pytest.fixture
+def resume(run_whole, fit) -> Callable[..., tuple[StagedModule, StagedModule]]:
+    """A function that resumes from a stage's checkpoint and ends the same, bit for bit: (resumed, not stopped)."""
+
+    def resume(build: Callable[[], StagedModule], stage: str, **options) -> tuple[StagedModule, StagedModule]:
+        whole, folder = run_whole(build(), **options)
+        resumed = build()
+        torch.manual_seed(123)  # Chance has no say.
+        fit(resumed, ckpt_path=folder / f"{stage}.ckpt", **options)
+        assert_same(state(resumed), state(whole))
+        return resumed, whole
+
+    return resume

@@ -18,7 +18,7 @@ from quantsr.quant.rounding import AdaptiveRounding
 from quantsr.quant.spec import Bits
 from quantsr.teachers.micro import MICRO_VIDEO
 from tests.conftest import micro_video_teacher
-from tests.methods.test_resume import SaveInside, assert_same, state
+from tests.methods.resuming import SaveInside, assert_same, state
 
 SHORT = {"observation_steps": 2, "weight_steps": 4, "activation_steps": 3, "kept_batches": 2, "rounding_lr": 0.05}
 ONE_LEVEL = {
@@ -290,15 +290,9 @@ class TestRun:
         "stage",
         ["ranges", "weights unet.mid_block.resnets.0", "weights unet.conv_in-end", "activations unet.conv_in"],
     )
-    def test_resumes_bit_for_bit(self, build, fit, tmp_path_factory, stage):
+    def test_resumes_bit_for_bit(self, build, resume, stage):
         """Inside a stage the kept batches come back; on a border there are none to come back."""
-        folder = tmp_path_factory.mktemp("checkpoints")
-        whole = build()
-        fit(whole, SaveInside(folder))
-        resumed = build()
-        torch.manual_seed(123)
-        fit(resumed, ckpt_path=folder / f"{stage}.ckpt")
-        assert_same(state(resumed), state(whole))
+        resumed, whole = resume(build, stage)
         assert resumed.decided == whole.decided
 
     def test_the_artefact_answers_bit_for_bit_as_what_was_saved(self, build, fit, teacher, batch, tmp_path):

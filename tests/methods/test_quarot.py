@@ -10,7 +10,6 @@ from quantsr.quant.folded import fold
 from quantsr.quant.layer import QuantizedLayer
 from quantsr.quant.rounding import StoredRounding
 from quantsr.quant.spec import AffineSpec, Bits
-from tests.methods.test_resume import SaveInside, assert_same, state
 
 TEACHERS = pytest.mark.parametrize("of", ["teacher", "video_teacher"])
 W4A4 = Bits(4, 4)
@@ -69,21 +68,16 @@ class TestLayer:
 
 
 class TestRun:
-    @pytest.fixture(params=["teacher", "video_teacher"])
-    def finished(self, request, fit):
-        method = build(request.getfixturevalue(request.param), attention=True)
-        fit(method)
-        return method
-
-    def test_every_layer_is_calibrated_and_has_codes_of_gptq(self, finished):
+    @TEACHERS
+    def test_every_layer_has_codes_of_gptq_and_the_artefact_comes_back_bit_for_bit(self, request, fit, tmp_path, of):
+        finished = build(request.getfixturevalue(of), attention=True)
+        fit(finished)
         assert uncalibrated(quantized_modules(finished.student)) == []
         found = layers(finished).values()
         assert all(isinstance(layer.rounding, StoredRounding) and layer.rounding.known for layer in found)
         moved = [not torch.equal(m.weight_codes(), m.weight_quantizer.quantize(m.transformed_weight())) for m in found]
         assert sum(moved) > len(moved) / 2
         assert finished.sums == {}
-
-    def test_the_artefact_comes_back_bit_for_bit(self, finished, tmp_path):
         student = fold(finished.student)
         save_student(student, finished.swaps, tmp_path / "artefact", 1, {})
         lq = torch.rand(1, *([3] if student.frames == 3 else []), 3, 8, 8)
@@ -105,8 +99,5 @@ class TestRun:
         assert error(gptq=True) < error(gptq=False)
 
     @pytest.mark.parametrize("stage", ["ranges", "gptq unet.conv_in", "gptq unet.up_blocks.0.attentions.0-end"])
-    def test_resuming_inside_a_stage_ends_in_the_same_student(self, teacher, fit, tmp_path, stage):
-        whole, resumed = build(teacher), build(teacher)
-        fit(whole, SaveInside(tmp_path))
-        fit(resumed, ckpt_path=tmp_path / f"{stage}.ckpt")
-        assert_same(state(resumed), state(whole))
+    def test_resuming_inside_a_stage_ends_in_the_same_student(self, teacher, resume, stage):
+        resume(lambda: build(teacher), stage)

@@ -11,7 +11,7 @@ from quantsr.quant.folded import fold
 from quantsr.quant.layer import QuantizedLayer
 from quantsr.quant.smoothing_search import output_errors, smoothing_candidates
 from quantsr.quant.spec import Bits
-from tests.methods.test_resume import SaveInside, assert_same, state
+from tests.methods.resuming import state
 
 SHORT = {"observation_steps": 2, "parts": ["denoiser"], "rank": 2, "search_steps": 2, "grid": 3, "iterations": 3}
 
@@ -100,11 +100,8 @@ def test_the_search_and_the_branch_bring_the_student_nearer_to_the_teacher(teach
 @pytest.mark.parametrize(
     "stage", ["smoothing", "ranges", "smoothing search", "smoothing search-end", "branch search", "gptq unet.conv_in"]
 )
-def test_resuming_inside_a_stage_ends_in_the_same_student(teacher, fit, tmp_path, stage):
-    whole, resumed = build(teacher, gptq=True), build(teacher, gptq=True)
-    fit(whole, SaveInside(tmp_path))
-    fit(resumed, ckpt_path=tmp_path / f"{stage}.ckpt")
-    assert_same(state(resumed), state(whole))
+def test_resuming_inside_a_stage_ends_in_the_same_student(teacher, resume, stage):
+    resume(lambda: build(teacher, gptq=True), stage)
 
 
 @pytest.mark.parametrize("name", ["rank", "search_steps", "grid", "iterations"])

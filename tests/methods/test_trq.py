@@ -15,7 +15,7 @@ from quantsr.quant.calibrate import quantized_modules
 from quantsr.quant.spec import Bits
 from quantsr.teachers.files import load_teacher, save_teacher
 from tests.conftest import micro_teacher
-from tests.methods.test_resume import SaveInside, assert_same, state
+from tests.methods.resuming import SaveInside, assert_same, state
 
 TIMESTEPS = [99, 399, 499, 799]
 
@@ -141,25 +141,11 @@ def test_only_the_denoiser_is_quantized_and_its_sensitive_layers_at_8_bits():
     assert not list(quantized_modules(probe.full)) and not list(quantized_modules(teacher))
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Checkpoints of a whole run and what it ended in."""
-    return {}, tmp_path_factory.mktemp("checkpoints")
-
-
 @pytest.mark.parametrize("stage", ["timesteps", "timesteps-end", "teacher", "teacher-end"])
-def test_a_resumed_run_ends_the_same(whole, fit, stage):
-    end, folder = whole
-    if not end:
-        method = build(epsilon_limit=100.0)
-        fit(method, SaveInside(folder), random_crops=True)
-        end |= {"model": state(method), "curve": method.curve.state_dict(), "timestep": method.model.timestep}
-    resumed = build(epsilon_limit=100.0)
-    torch.manual_seed(123)  # Chance has no say.
-    fit(resumed, ckpt_path=folder / f"{stage}.ckpt", random_crops=True)
-    assert_same(state(resumed), end["model"])
-    assert_same(dict(resumed.curve.state_dict()), dict(end["curve"]))
-    assert resumed.model.timestep == end["timestep"] == 99
+def test_a_resumed_run_ends_the_same(resume, stage):
+    resumed, whole = resume(lambda: build(epsilon_limit=100.0), stage, random_crops=True)
+    assert_same(dict(resumed.curve.state_dict()), dict(whole.curve.state_dict()))
+    assert resumed.model.timestep == whole.model.timestep == 99
 
 
 @pytest.mark.parametrize(

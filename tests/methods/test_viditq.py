@@ -12,7 +12,6 @@ from quantsr.quant.layer import QuantizedLayer
 from quantsr.quant.recipe import AttentionRecipe, LayerRecipe
 from quantsr.quant.spec import Bits
 from quantsr.quant.transforms import channel_magnitude
-from tests.methods.test_resume import SaveInside, assert_same, state
 
 TEACHERS = pytest.mark.parametrize("of", ["teacher", "video_teacher"])
 
@@ -106,8 +105,5 @@ def test_the_artefact_comes_back_bit_for_bit(request, of, fit, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["smoothing", "ranges"])
-def test_resuming_inside_a_stage_ends_in_the_same_student(teacher, fit, tmp_path, stage):
-    whole, resumed = build(teacher), build(teacher)
-    fit(whole, SaveInside(tmp_path))
-    fit(resumed, ckpt_path=tmp_path / f"{stage}.ckpt")
-    assert_same(state(resumed), state(whole))
+def test_resuming_inside_a_stage_ends_in_the_same_student(teacher, resume, stage):
+    resume(lambda: build(teacher), stage)
