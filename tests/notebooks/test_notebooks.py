@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
+from omegaconf import OmegaConf
 
 from notebooks.execute import clean, execute
 from tests.conftest import ROOT
@@ -37,7 +38,10 @@ def test_there_are_three():
 
 @pytest.mark.slow
 @EVERY_NOTEBOOK
-def test_runs_and_draws_what_is_committed(copy, path):
+def test_runs_and_draws_what_is_committed(copy, path, image_folder):
+    if path.stem == "03_compare_runs":  # It runs a sweep: here of a few small images.
+        images = {"_target_": "quantsr.data.images.ImagesDataModule", "root": str(image_folder), "crop": 64}
+        OmegaConf.save(images | {"batch_size": 2, "seed": "${seed}"}, copy / "conf" / "data" / "photos.yaml")
     ran = clean(execute(copy / "notebooks" / path.name))
     assert pictures(ran) >= 2
     if path.stem != "03_compare_runs":  # What that draws depends on the sweep.
