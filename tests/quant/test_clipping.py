@@ -15,13 +15,22 @@ def error(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: int) 
     return (fake_quantize(x, scale, zero_point, 0, 2**bits - 1) - x).square().mean().item()
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+DRAWS = {"normal": torch.randn, "half": lambda *shape: torch.randn(*shape).abs(), "uniform": torch.rand}
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize(
-    "values", [torch.randn(1, 4000), torch.randn(1, 4000).abs(), torch.rand(1, 4000)], ids=["normal", "half", "uniform"]
-)
-def test_the_error_is_at_most_that_of_the_extremes(values, bits):
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_the_error_is_at_most_that_of_the_extremes(draw, bits):
+    values = draw(1, 4000)
     clipped = clipped_extremes(values, "tensor", 1, (4000,), 0, 2**bits - 1, symmetric=False)
-    assert error(values, *clipped, bits) <= error(values, *extremes(values, "tensor", 1, (4000,)), bits)
+    # Bounds that are nearly the extremes may have the same error but for rounding.
+    plain = error(values, *extremes(values, "tensor", 1, (4000,)), bits)
+    assert error(values, *clipped, bits) <= plain * (1 + 1e-5)
 
 
 def test_normal_values_at_2_bits_are_clipped_near_the_known_optimum():
