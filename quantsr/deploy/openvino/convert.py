@@ -1,7 +1,6 @@
 """A torch network with folded layers to an OpenVINO model: traced, its quantized parts written out by us."""
 
 import warnings
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -85,7 +84,7 @@ def convert(network: nn.Module, *example: Tensor) -> ov.Model:
         return _model(traced, example, extensions)
 
 
-def _model(traced: Any, example: Sequence[Tensor], extensions: list[ConversionExtension]) -> ov.Model:
+def _model(traced: Any, example: tuple[Tensor, ...], extensions: list[ConversionExtension]) -> ov.Model:
     """What ``openvino.convert_model`` makes of a traced network.
 
     That sends usage statistics over the network, the operations among them, and takes several times as long.
@@ -93,7 +92,7 @@ def _model(traced: Any, example: Sequence[Tensor], extensions: list[ConversionEx
     frontend = FrontEndManager().load_by_framework("pytorch")
     for extension in extensions:
         frontend.add_extension(extension)
-    decoder = TorchScriptPythonDecoder(traced, example_input=tuple(example))  # The frontend does not keep it alive.
+    decoder = TorchScriptPythonDecoder(traced, example_input=example)  # The frontend does not keep it alive.
     given = frontend.load(decoder)
     for number, x in enumerate(example):
         shape = ov.PartialShape([*x.shape[:2], *[-1] * (x.ndim - 2)])
