@@ -24,6 +24,7 @@ Memory is the peak of the GPU's, or without one of the resident memory of the pr
 import argparse
 import json
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,8 @@ def cases(args: argparse.Namespace) -> list[Case]:
 
 def run(case: Case, threads: int) -> list[Row]:
     """Measure a case in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (case, threads))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, case, threads).result()
 
 
 def table(rows: list[Row]) -> str:

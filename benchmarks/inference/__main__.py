@@ -1,9 +1,10 @@
 """Latency, memory and size of inference on a CPU: full precision, a generic int8 tool, and quantsr's integers.
 
-    python benchmarks/inference [--networks unet decoder32 decoder64 tiny_image] [--runtimes ...] [--json FILE]
+    python benchmarks/inference [--networks unet decoder32 decoder64 tiny_image tiny_video] [--runtimes ...] [--json F]
 
 Stable Diffusion 2.1's UNet on 64x64 latents and its VAE decoder on 32x32 and 64x64, with random weights; the packaged
-teacher from 128 to 512 pixels, everything around its networks included. Runtimes:
+teacher of images from 128 to 512 pixels and that of clips, 5 frames from 64 to 256, everything around their networks
+included. Runtimes:
 
     torch_fp32, torch_bf16         eager (bf16 in channels-last)
     compile_bf16                   torch.compile
@@ -14,13 +15,14 @@ teacher from 128 to 512 pixels, everything around its networks included. Runtime
 Every row has a process of its own. Time is the median of --rounds runs after one that is not counted. Memory is the
 peak of resident memory of loading and running (on Linux), Python included; models are written by another process.
 "Of int8 peak" compares the operations of the network's products, by the time, with the fastest int8 product that
-OpenVINO runs here. Students are calibrated on one random latent. Weights are multiplied as int8 whatever they are
+OpenVINO runs here. Students are calibrated on one random input. Weights are multiplied as int8 whatever they are
 stored in: below 8 bits a processor saves memory, not time.
 """
 
 import argparse
 import json
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,8 +34,8 @@ from runtimes import RUNTIMES, missing
 
 def in_a_process(function, *args):
     """``function(*args)``, computed in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, args)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
 def table(rows: list[Row]) -> str:

@@ -1,15 +1,15 @@
 """What is measured: one network of a model, or the whole of it."""
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
-from quantsr.deploy.openvino.one_step import NETWORKS as PARTS
-from quantsr.deploy.openvino.one_step import example
+from quantsr.deploy.openvino import mgldvsr, one_step
+from quantsr.teachers.base import Teacher
 from quantsr.teachers.files import load_teacher
 from quantsr.teachers.micro import MICRO
-from quantsr.teachers.one_step import OneStepTeacher
 from quantsr.teachers.osediff import architecture, random_osediff
 
 
@@ -18,46 +18,52 @@ class Network:
     """One of a model.
 
     Attributes:
-        part: ``denoiser`` or ``decoder``; None for the whole model.
+        name: ``denoiser`` or ``decoder`` of Stable Diffusion 2.1, or the name of a packaged model, all of it.
         side: of its input in pixels: of the latent, or of the image for a whole model.
+        kind: how its model is taken apart.
+        whole: whether it is a packaged model.
     """
 
-    part: str | None
+    name: str
     side: int
+    kind: ModuleType = one_step
+    whole: bool = False
 
     @property
     def parts(self) -> list[str]:
-        """What is quantized."""
-        return ["encoder", "denoiser", "decoder"] if self.part is None else [self.part]
+        """The networks of the model that are converted."""
+        return list(self.kind.NETWORKS) if self.whole else [self.name]
 
-    def teacher(self, dtype: str, small: bool) -> OneStepTeacher:
+    def teacher(self, dtype: str, small: bool) -> Teacher:
         """The model: packaged weights for the whole, random ones for a part."""
-        if self.part is None:
-            return load_teacher("tiny_image").to(getattr(torch, dtype))
+        if self.whole:
+            return load_teacher(self.name).to(getattr(torch, dtype))
         return random_osediff(dtype=dtype, **(MICRO if small else {}))
 
-    def architecture(self, small: bool) -> OneStepTeacher:
+    def architecture(self, small: bool) -> Teacher:
         """The same model; of a part without weights, on the meta device."""
-        if self.part is None:
+        if self.whole:
             return self.teacher("float32", small)
         with torch.device("meta"):
             return architecture(**(MICRO if small else {}))
 
-    def module(self, model: OneStepTeacher) -> nn.Module:
+    def module(self, model: Teacher) -> nn.Module:
         """The network of a model, one tensor to one tensor."""
-        return model if self.part is None else PARTS[self.part](model)
+        return model if self.whole else self.kind.NETWORKS[self.name](model)
 
-    def input(self, model: OneStepTeacher, small: bool) -> Tensor:
+    def input(self, model: Teacher, small: bool) -> Tensor:
         """A random input, float32."""
         side = 16 if small else self.side
-        if self.part is None:
-            return torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-        return example(model, self.part, side)[0]
+        if self.whole:
+            frames = [model.frames] if model.frames > 1 else []
+            return torch.rand(1, *frames, 3, side, side, generator=torch.Generator().manual_seed(0))
+        return self.kind.example(model, self.name, side)[0]
 
 
 NETWORKS = {
     "unet": Network("denoiser", 64),
     "decoder32": Network("decoder", 32),
     "decoder64": Network("decoder", 64),
-    "tiny_image": Network(None, 128),
+    "tiny_image": Network("tiny_image", 128, whole=True),
+    "tiny_video": Network("tiny_video", 64, mgldvsr, whole=True),
 }

@@ -16,8 +16,6 @@ from quantsr.deploy.openvino import networks
 from quantsr.deploy.openvino.convert import convert
 from quantsr.deploy.openvino.core import core
 from quantsr.deploy.openvino.networks import CompiledNetwork
-from quantsr.deploy.openvino.one_step import NETWORKS as PARTS
-from quantsr.deploy.openvino.one_step import example
 from quantsr.deploy.openvino.packed import shorten
 from quantsr.deploy.openvino.student import with_networks
 from quantsr.methods.minmax import MinMax
@@ -27,7 +25,7 @@ from quantsr.methods.quantization import QuantizationMethod
 from quantsr.quant.calibrate import mode, settle
 from quantsr.quant.folded import fold
 from quantsr.quant.spec import Bits
-from quantsr.teachers.one_step import OneStepTeacher
+from quantsr.teachers.base import Teacher
 
 Runnable = tuple[Callable[[Tensor], Tensor], Tensor, int | None]
 """What runs, its input, and bytes on disk where there is a file."""
@@ -43,13 +41,13 @@ def in_torch(network: Network, small: bool, dtype: str, compiled: bool = False) 
     if dtype == "bfloat16":
         module = module.to(memory_format=torch.channels_last)
         # A whole model takes images as they are; a network those of its own type.
-        x = x if network.part is None else x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        x = x if network.whole else x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
     return torch.compile(module) if compiled else module, x, None
 
 
 def files(network: Network, small: bool, models: Path, name: str) -> dict[str, Path]:
     """Where the OpenVINO models of a network are, by part."""
-    whose = "tiny_image" if network.part is None else "small" if small else "sd"
+    whose = network.name if network.whole else "small" if small else "sd"
     return {part: models / f"{whose}_{part}_{name}.xml" for part in network.parts}
 
 
@@ -66,22 +64,22 @@ def from_files(network: Network, small: bool, models: Path, name: str, plain: bo
     read = {part: core().read_model(file) for part, file in found.items()}
     model = network.architecture(small)
     x = network.input(model, small)
-    if network.part is None:
+    if network.whole:
         return with_networks(model, read, "auto"), x, size
-    return CompiledNetwork(read[network.part]), x, size
+    return CompiledNetwork(read[network.name]), x, size
 
 
 def write(network: Network, small: bool, models: Path, name: str, change: Callable | None = None) -> None:
-    """Convert full precision, or what ``change(model, network)`` makes of a model, unless that was done before."""
+    """Convert full precision, or what ``change(model, network, small)`` makes of it, unless that was done before."""
     targets = files(network, small, models, name)
     if all(file.is_file() for file in targets.values()):
         return
-    model = network.teacher("float32" if network.part is None else "bfloat16", small)
+    model = network.teacher("float32" if network.whole else "bfloat16", small)
     if change is not None:
-        model = change(model, network)
+        model = change(model, network, small)
     model.float()
     for part, file in targets.items():
-        converted = convert(PARTS[part](model).eval(), *example(model, part, SIDE))
+        converted = convert(network.kind.NETWORKS[part](model).eval(), *network.kind.example(model, part, SIDE))
         shorten(converted)
         ov.save_model(converted, file, compress_to_fp16=False)
 
@@ -95,30 +93,30 @@ def write_by_nncf(network: Network, small: bool, models: Path, name: str) -> Non
         return
     model = network.teacher("float32", small)
     for part, file in targets.items():
-        (sample,) = example(model, part, SIDE)
+        sample = network.kind.example(model, part, SIDE)
         quantized = nncf.quantize(
-            convert(PARTS[part](model).eval(), sample),
-            nncf.Dataset([sample.numpy()]),
+            convert(network.kind.NETWORKS[part](model).eval(), *sample),
+            nncf.Dataset([[x.numpy() for x in sample]]),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             subset_size=1,
         )
         ov.save_model(quantized, file)
 
 
-def student_of(kind: type[QuantizationMethod], bits: str) -> Callable[[OneStepTeacher, Network], OneStepTeacher]:
+def student_of(kind: type[QuantizationMethod], bits: str) -> Callable[[Teacher, Network, bool], Teacher]:
     """A method's student: observed on one input, not trained (that changes numbers, not time)."""
 
-    def build(teacher: OneStepTeacher, network: Network) -> OneStepTeacher:
-        method = kind(teacher, Bits.parse(bits), parts=network.parts)
-        run = {"encoder": method.student.embed, "denoiser": method.student.denoise}
+    def build(teacher: Teacher, network: Network, small: bool) -> Teacher:
+        method = kind(teacher, Bits.parse(bits), **({} if network.whole else {"parts": network.parts}))
+        student = method.student
+        run = {"denoiser": student.denoise, "decoder": lambda x: student.decode(x, x)}.get(network.name, student)
+        x = network.input(teacher, small) if network.whole else network.kind.example(teacher, network.name, SIDE)[0]
         with torch.no_grad():
             for observation in ("observe_smoothing", "observe_ranges"):
-                with mode(method.student, observation):
-                    for part in network.parts:
-                        (x,) = example(teacher, part, SIDE)
-                        run[part](x) if part in run else method.student.decode(x, x)
-                settle(method.student)
-        return fold(method.student).requires_grad_(False)
+                with mode(student, observation):
+                    run(x)
+                settle(student)
+        return fold(student).requires_grad_(False)
 
     return build
 

@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import ModuleType
 
@@ -79,3 +81,10 @@ def test_calibration_of_the_video_teacher_is_refused(script, monkeypatch, capsys
     with pytest.raises(SystemExit, match="2"):
         script.main()
     assert "measured on the osediff teacher" in capsys.readouterr().err
+
+
+def test_a_process_that_is_killed_ends_the_benchmark(script, monkeypatch):
+    """Such as by a system that is out of memory; here it becomes another program, which ends."""
+    monkeypatch.setattr(script, "measure", os.execv)
+    with pytest.raises(BrokenProcessPool):
+        script.run("/bin/false", ["false"])
