@@ -3,8 +3,12 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 if importlib.util.find_spec("triton") and not Path("/dev/nvidiactl").exists():
     # Kernels run in Triton's interpreter where there is no GPU; triton must know before anything imports it.
@@ -115,6 +119,25 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the real test images, which are not part of the repository")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def python() -> Iterator[str]:
+    """The interpreter for commands in processes of their own; without a GPU one that spares imports, see tests/warm."""
+    if sys.platform != "linux" or torch.cuda.is_available():  # Forked processes cannot use a GPU.
+        yield sys.executable
+        return
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        socket = Path(folder) / "socket"
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        server = subprocess.Popen([sys.executable, "-m", "tests.warm.server", socket], cwd=ROOT, env=environment)
+        while not socket.exists():
+            assert server.poll() is None
+            time.sleep(0.05)
+        patch.setenv("QUANTSR_WARM", str(socket))
+        yield str(ROOT / "tests" / "warm" / "python.py")
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,8 @@ import torch
 from cases import BITS, METHODS, Case
 from measure import Row, measure
 
+HEAVY = ["quantsr.methods.qartsr", "quantsr.teachers.files"]
+"""Modules that take long to import."""
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "checkpointing": {"gradient_checkpointing": True},
@@ -53,8 +55,10 @@ def cases(args: argparse.Namespace) -> list[Case]:
 
 
 def run(case: Case, threads: int) -> list[Row]:
-    """Measure a case in a process of its own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    """Measure a case in a process of its own, forked off one that has imported what takes long and done nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(HEAVY)
+    with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(measure, case, threads).result()
 
 

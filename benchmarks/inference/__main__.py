@@ -31,10 +31,15 @@ from measure import Row, int8_peak, measure, prepare
 from networks import NETWORKS
 from runtimes import RUNTIMES, missing
 
+HEAVY = ["quantsr.methods.qartsr", "quantsr.deploy.openvino"]
+"""Modules that take long to import."""
+
 
 def in_a_process(function, *args):
-    """``function(*args)``, computed in a process of its own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    """``function(*args)``, in a process of its own, forked off one that has done its imports and nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(HEAVY)
+    with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(function, *args).result()
 
 

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,10 +25,10 @@ STAGES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", STAGES)
-def test_every_case_has_a_row(tmp_path, method):
+def test_every_case_has_a_row(python, tmp_path, method):
     figures = tmp_path / "figures.json"
     options = ["--method", method, "--small", "--rounds", "1", "--threads", "1", "--json", str(figures)]
-    run = subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True, check=False)
+    run = subprocess.run([python, str(SCRIPT), *options], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 
     rows = json.loads(figures.read_text())

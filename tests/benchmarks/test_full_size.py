@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import ModuleType
@@ -15,19 +16,22 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "full_size"
 
 
-def run(*options: str) -> subprocess.CompletedProcess:
+@pytest.fixture
+def run(python) -> Callable[..., subprocess.CompletedProcess]:
+    """A function that runs the benchmark."""
     small = ["--small", "--output", "64", "--steps", "1", "--threads", "1"]
-    return subprocess.run([sys.executable, str(SCRIPT), *small, *options], capture_output=True, text=True, check=False)
+    command = [python, str(SCRIPT), *small]
+    return lambda *options: subprocess.run([*command, *options], capture_output=True, text=True, check=False)
 
 
-def test_the_video_teacher_alone():
+def test_the_video_teacher_alone(run):
     found = run("--teacher", "mgldvsr", "--dtype", "float32")
     assert found.returncode == 0, found.stderr
     row = r"\| teacher \(float32\), one output of 64x64 \|  \| \d+\.\d\d \| \d+\.\d\d \|"
     assert re.search(f"^{row}$", found.stdout, re.MULTILINE), found.stdout
 
 
-def test_chosen_cases_are_shown_as_soon_as_they_are_measured(tmp_path):
+def test_chosen_cases_are_shown_as_soon_as_they_are_measured(run, tmp_path):
     found = run("--method", "passionsr", "--cases", "plain", "--json", str(tmp_path / "rows.json"))
     assert found.returncode == 0, found.stderr
     rows = json.loads((tmp_path / "rows.json").read_text())
@@ -65,7 +69,7 @@ def test_a_run_that_stops_keeps_the_cases_that_are_over(script, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_a_calibration_with_and_without_what_saves_memory(tmp_path):
+def test_a_calibration_with_and_without_what_saves_memory(run, tmp_path):
     found = run("--method", "qartsr", "--json", str(tmp_path / "rows.json"))
     assert found.returncode == 0, found.stderr
     rows = json.loads((tmp_path / "rows.json").read_text())
@@ -85,6 +89,7 @@ def test_calibration_of_the_video_teacher_is_refused(script, monkeypatch, capsys
 
 def test_a_process_that_is_killed_ends_the_benchmark(script, monkeypatch):
     """Such as by a system that is out of memory; here it becomes another program, which ends."""
+    monkeypatch.setattr(script, "HEAVY", [])
     monkeypatch.setattr(script, "measure", os.execv)
     with pytest.raises(BrokenProcessPool):
         script.run("/bin/false", ["false"])

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -12,11 +11,11 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "inference"
 
 
 @pytest.mark.slow
-def test_every_runtime_has_a_row(tmp_path):
+def test_every_runtime_has_a_row(python, tmp_path):
     runtimes = ["torch_fp32", "qartsr_w4a4"]
     networks = ["unet", "tiny_video"]
     options = ["--small", "--rounds", "1", "--threads", "1", "--networks", *networks, "--runtimes", *runtimes]
-    command = [sys.executable, str(SCRIPT), *options, "--models", str(tmp_path), "--json", str(tmp_path / "rows.json")]
+    command = [python, str(SCRIPT), *options, "--models", str(tmp_path), "--json", str(tmp_path / "rows.json")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     rows = json.loads((tmp_path / "rows.json").read_text())

@@ -2,7 +2,6 @@
 
 import runpy
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,8 @@ def script() -> dict:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_in_one_sentence():
-    run = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
+def test_without_a_gpu_it_says_so_in_one_sentence(python):
+    run = subprocess.run([python, str(SCRIPT)], capture_output=True, text=True, check=False)
     assert run.returncode == 1 and not run.stdout
     assert run.stderr == "the kernels are timed on a CUDA GPU, and torch finds none here: run this where there is one\n"
 

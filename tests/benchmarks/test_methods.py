@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,10 @@ STAGES = {
 
 
 @pytest.mark.slow
-def test_every_stage_has_a_row(tmp_path):
+def test_every_stage_has_a_row(python, tmp_path):
     figures = tmp_path / "figures.json"
     options = ["--methods", *STAGES, "--crop", "32", "--steps", "1", "--threads", "1", "--json", str(figures)]
-    run = subprocess.run([sys.executable, str(SCRIPT), *options], capture_output=True, text=True, check=False)
+    run = subprocess.run([python, str(SCRIPT), *options], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     found = json.loads(figures.read_text())
     assert found["full_precision"] > 0

@@ -1,7 +1,6 @@
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -84,7 +83,7 @@ def test_second_signal_stops_at_once(tmp_path):
     assert not path.exists()
 
 
-def test_waits_for_the_accumulated_step(tmp_path):
+def test_waits_for_the_accumulated_step(python, tmp_path):
     stopped = Toy(4, (signal.SIGINT,))
     with pytest.raises(Interrupted):
         trainer(tmp_path / "last.ckpt", accumulate_grad_batches=3).fit(stopped)
@@ -119,13 +118,13 @@ except Interrupted:
 
 
 @pytest.mark.slow
-def test_one_process_stops_all_after_the_same_step(tmp_path):
+def test_one_process_stops_all_after_the_same_step(python, tmp_path):
     path = tmp_path / "last.ckpt"
     script = tmp_path / "script.py"
     script.write_text(DDP_SCRIPT.format(folder=str(Path(__file__).parent), path=str(path)))
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, str(script)],
+        [python, str(script)],
         env={**os.environ, "PYTHONPATH": root},
         capture_output=True,
         text=True,

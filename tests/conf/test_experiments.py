@@ -1,7 +1,6 @@
 """The rows of the papers' tables: each experiment says what the authors did, and runs dry at full size."""
 
 import subprocess
-import sys
 
 import pytest
 from hydra.utils import instantiate
@@ -159,8 +158,8 @@ def check_saved(page: str, bits: int) -> None:
 
 
 @pytest.mark.slow
-def test_dry_run_from_the_command_line_leaves_nothing(tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), "experiment=qartsr_w4a4", "debug=shapes"]
+def test_dry_run_from_the_command_line_leaves_nothing(python, tmp_path):
+    command = [python, str(ROOT / "train.py"), "experiment=qartsr_w4a4", "debug=shapes"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "plan: " in done.stdout and not list(tmp_path.iterdir())

@@ -41,28 +41,29 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def as_it_was():
-    """What a command changes in its process is put back."""
-    before = dict(os.environ), sys.argv
+def as_it_was(python: str):
+    """What a command changes in its process is put back; within, its own processes are started with ``python``."""
+    before = dict(os.environ), sys.argv, sys.executable
     if "absl.logging" in sys.modules:
         # OpenVINO imports absl, whose handler closes the stream of its import when Hydra sets up logging: pytest's own.
         sys.modules["absl.logging"].get_absl_handler().python_handler.stream = sys.__stderr__
     try:
+        sys.executable = python
         with warnings.catch_warnings():
             yield
     finally:
         os.environ.clear()
         os.environ.update(before[0])
-        sys.argv = before[1]
+        sys.argv, sys.executable = before[1:]
 
 
 @pytest.fixture(scope="session")
-def run() -> Callable[..., Result]:
+def run(python) -> Callable[..., Result]:
     """A function that runs ``train.py`` or ``eval.py`` in this process, which spares the imports."""
 
     def run(*arguments: str) -> Result:
         out, err, code = io.StringIO(), io.StringIO(), 0
-        with as_it_was(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with as_it_was(python), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             os.environ["COLUMNS"] = "200"
             sys.argv = [str(ROOT / arguments[0]), *arguments[1:]]
             try:
@@ -75,12 +76,12 @@ def run() -> Callable[..., Result]:
 
 
 @pytest.fixture(scope="session")
-def start() -> Callable[..., subprocess.Popen]:
+def start(python) -> Callable[..., subprocess.Popen]:
     """A function that starts a command in a process of its own."""
 
     def start(*arguments: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, str(ROOT / arguments[0]), *arguments[1:]],
+            [python, str(ROOT / arguments[0]), *arguments[1:]],
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -112,8 +112,8 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_metric_averages_over_processes(tmp_path):
-    command = [sys.executable, "-c", DDP_SCRIPT]
+def test_metric_averages_over_processes(python, tmp_path):
+    command = [python, "-c", DDP_SCRIPT]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     ranks = [subprocess.Popen([*command, str(rank), str(tmp_path / "store")], env=environment) for rank in range(2)]
     assert [process.wait(timeout=120) for process in ranks] == [0, 0]

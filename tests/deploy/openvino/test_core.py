@@ -22,6 +22,6 @@ os.kill(os.getpid(), signal.SIGUSR1)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
-def test_a_signal_is_taken_after_models_were_compiled():
-    found = subprocess.run([sys.executable, "-c", SIGNAL], capture_output=True, text=True)
+def test_a_signal_is_taken_after_models_were_compiled(python):
+    found = subprocess.run([python, "-c", SIGNAL], capture_output=True, text=True)
     assert (found.returncode, found.stdout) == (0, "taken\n"), found.stderr

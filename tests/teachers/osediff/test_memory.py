@@ -5,7 +5,6 @@ too, but the kernel drops them whenever it needs room.
 """
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -65,9 +64,9 @@ def large(tmp_path_factory) -> Path:
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="counts memory as Linux does")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("form", ["", "pickles"], ids=["safetensors", "pickles"])
-def test_loading_takes_at_most_a_fifth_more_than_the_weights(large, form, dtype):
+def test_loading_takes_at_most_a_fifth_more_than_the_weights(python, large, form, dtype):
     code = LOAD.replace("{config}", repr(LARGE))
-    command = [sys.executable, "-c", code, str(large / form), str(large / "prompt.pt"), dtype]
+    command = [python, "-c", code, str(large / form), str(large / "prompt.pt"), dtype]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     peak, size = map(int, done.stdout.split())
     assert size > (3e8 if dtype == "float32" else 1.5e8)
