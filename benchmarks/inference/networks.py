@@ -8,9 +8,13 @@ from torch import Tensor, nn
 
 from quantsr.deploy.openvino import mgldvsr, one_step
 from quantsr.teachers.base import Teacher
-from quantsr.teachers.files import load_teacher
-from quantsr.teachers.micro import MICRO
+from quantsr.teachers.files import build_teacher, load_teacher
+from quantsr.teachers.mgldvsr import MGLDVSRTeacher
+from quantsr.teachers.micro import MICRO, MICRO_VIDEO
 from quantsr.teachers.osediff import architecture, random_osediff
+
+MICROS = {"tiny_image": MICRO, "tiny_video": {"kind": MGLDVSRTeacher.kind, **MICRO_VIDEO}}
+"""In place of packaged models, where everything is to be small."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Network:
     def teacher(self, dtype: str, small: bool) -> Teacher:
         """The model: packaged weights for the whole, random ones for a part."""
         if self.whole:
-            return load_teacher(self.name).to(getattr(torch, dtype))
+            model = build_teacher(**MICROS[self.name]) if small else load_teacher(self.name)
+            return model.to(getattr(torch, dtype))
         return random_osediff(dtype=dtype, **(MICRO if small else {}))
 
     def architecture(self, small: bool) -> Teacher:

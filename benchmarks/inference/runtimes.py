@@ -47,7 +47,7 @@ def in_torch(network: Network, small: bool, dtype: str, compiled: bool = False) 
 
 def files(network: Network, small: bool, models: Path, name: str) -> dict[str, Path]:
     """Where the OpenVINO models of a network are, by part."""
-    whose = network.name if network.whole else "small" if small else "sd"
+    whose = ("small_" if small else "") + (network.name if network.whole else "sd")
     return {part: models / f"{whose}_{part}_{name}.xml" for part in network.parts}
 
 

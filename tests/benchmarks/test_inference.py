@@ -23,8 +23,8 @@ def test_every_runtime_has_a_row(python, tmp_path):
     assert all(row["seconds"] > 0 and row["gib"] > 0 and row["of_peak"] > 0 for row in rows)
     assert [row["megabytes"] is None for row in rows] == [True, False] * 2
     assert all(f"| {network} | {runtime} |" in run.stdout for network, runtime in product(networks, runtimes))
-    assert {path.suffix for path in tmp_path.glob("small_denoiser_qartsr_w4a4.*")} == {".xml", ".bin"}
+    assert {path.suffix for path in tmp_path.glob("small_sd_denoiser_qartsr_w4a4.*")} == {".xml", ".bin"}
     parts = ("encoder", "structure", "denoiser", "decoder")
-    assert {path.stem for path in tmp_path.glob("tiny_video_*.xml")} == {
-        f"tiny_video_{part}_qartsr_w4a4" for part in parts
+    assert {path.stem for path in tmp_path.glob("small_tiny_video_*.xml")} == {
+        f"small_tiny_video_{part}_qartsr_w4a4" for part in parts
     }

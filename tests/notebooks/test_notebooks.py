@@ -21,11 +21,13 @@ def pictures(notebook) -> int:
 
 
 @pytest.fixture
-def copy(tmp_path, monkeypatch) -> Path:
+def copy(python, tmp_path, monkeypatch) -> Path:
     """What the notebooks need of the repository: they leave their runs in the copy."""
     for folder in ("conf", "notebooks"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copy(ROOT / "train.py", tmp_path)
+    (tmp_path / "startup.py").write_text(f"import sys; sys.executable = {python!r}")
+    monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "startup.py"))  # Of kernels: for the commands in cells.
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("QUANTSR_CACHE", str(tmp_path / "cache"))
