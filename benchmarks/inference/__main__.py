@@ -6,7 +6,7 @@ Stable Diffusion 2.1's UNet on 64x64 latents and its VAE decoder on 32x32 and 64
 teacher of images from 128 to 512 pixels and that of clips, 5 frames from 64 to 256, everything around their networks
 included. Runtimes:
 
-    torch_fp32, torch_bf16         eager (bf16 in channels-last)
+    torch_fp32, torch_bf16         eager (bf16 of images in channels-last)
     compile_bf16                   torch.compile
     openvino_bf16                  OpenVINO, bf16 where the processor computes in it
     nncf_int8                      the same quantized by NNCF's "performance" preset (pip install nncf; else left out)

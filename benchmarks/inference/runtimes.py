@@ -38,7 +38,7 @@ def in_torch(network: Network, small: bool, dtype: str, compiled: bool = False) 
     model = network.teacher(dtype, small)
     x = network.input(model, small)
     module = network.module(model).eval()
-    if dtype == "bfloat16":
+    if dtype == "bfloat16" and x.ndim == 4:  # Clips pass through kernels of five axes.
         module = module.to(memory_format=torch.channels_last)
         # A whole model takes images as they are; a network those of its own type.
         x = x if network.whole else x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)

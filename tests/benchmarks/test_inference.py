@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "inference"
 
 @pytest.mark.slow
 def test_every_runtime_has_a_row(python, tmp_path):
-    runtimes = ["torch_fp32", "qartsr_w4a4"]
+    runtimes = ["torch_bf16", "qartsr_w4a4"]
     networks = ["unet", "tiny_video"]
     options = ["--small", "--rounds", "1", "--threads", "1", "--networks", *networks, "--runtimes", *runtimes]
     command = [python, str(SCRIPT), *options, "--models", str(tmp_path), "--json", str(tmp_path / "rows.json")]
