@@ -1,12 +1,11 @@
 #!/usr/bin/env -S python3 -S -E -B
-"""A stand-in for the interpreter: ``warm/python.py SCRIPT ARGUMENTS``, ``-c CODE`` or ``-m MODULE``.
+"""A stand-in for the interpreter: ``warm/python.py SCRIPT ARGUMENTS`` or ``-c CODE ARGUMENTS``.
 
 Most of the time of a short command is 15 seconds of importing torch, Lightning and diffusers. This program hands its
 arguments, environment, folder and streams to a server (``server.py``) that has them imported; a process forked off
 there becomes the command. Signals are passed on, and if this program is killed, so is the command.
 """
 
-import array
 import json
 import os
 import signal
@@ -22,8 +21,7 @@ def main() -> int:
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(os.environ["QUANTSR_WARM"])
         content = json.dumps(request).encode()
-        streams = array.array("i", [0, 1, 2])
-        server.sendmsg([len(content).to_bytes(4, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+        socket.send_fds(server, [len(content).to_bytes(4, "big")], [0, 1, 2])
         server.sendall(content)
         answers = server.makefile()
         command = int(answers.readline())

@@ -16,13 +16,7 @@ import socket
 import sys
 from pathlib import Path
 
-HEAVY = [
-    "torch",
-    "lightning",
-    "diffusers.models.autoencoders.autoencoder_kl",
-    "diffusers.models.unets.unet_2d_condition",
-    "quantsr.deploy.openvino",
-]
+HEAVY = ["lightning", "quantsr.deploy.openvino"]  # And what they import: torch, diffusers.
 INTERPRETER = str(Path(__file__).with_name("python.py"))
 POLL = 0.02
 fork = multiprocessing.get_context("fork")
@@ -49,9 +43,7 @@ def serve(path: str) -> None:
 def guard(client: socket.socket) -> None:
     """Run the command that a client asks for in a process; the client hears its number and its exit code."""
     head, streams, *_ = socket.recv_fds(client, 4, 3)
-    size, content = int.from_bytes(head, "big"), b""
-    while len(content) < size:
-        content += client.recv(size - len(content))
+    content = client.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL)
     command = fork.Process(target=become, args=(client, streams), kwargs=json.loads(content))
     command.start()
     for stream in streams:
@@ -69,7 +61,7 @@ def become(
 ) -> None:
     """Run a command in this process, as the interpreter does."""
     client.close()
-    os.setpgid(0, 0)
+    os.setpgid(0, 0)  # Signals of the terminal come from the client, once.
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -77,16 +69,13 @@ def become(
     os.environ.update(environment)
     os.chdir(folder)
     sys.executable = INTERPRETER
-    first, *rest = [argument for argument in arguments if argument != "-u"]
-    if first == "-c":
-        sys.argv, sys.path[0] = [first, *rest[1:]], ""
-        exec(rest[0], {"__name__": "__main__"})
-    elif first == "-m":
-        sys.argv, sys.path[0] = rest, ""
-        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    if arguments[0] == "-c":
+        _, code, *rest = arguments
+        sys.argv, sys.path[0] = ["-c", *rest], ""
+        exec(code, {"__name__": "__main__"})
     else:
-        sys.argv, sys.path[0] = [first, *rest], str(Path(first).resolve().parent)
-        runpy.run_path(first, run_name="__main__")
+        sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).resolve().parent)
+        runpy.run_path(arguments[0], run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Scales and zero points are those of the calibration, written into the graph; no 
 import sys
 
 # OpenVINO tells its makers of every process that imports it; without the package that does so it does not.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+sys.modules.setdefault("openvino_telemetry", None)
 
 from quantsr.deploy.openvino.exporting import export  # noqa: E402
 from quantsr.deploy.openvino.student import load  # noqa: E402
