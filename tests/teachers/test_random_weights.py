@@ -39,13 +39,13 @@ def test_weights_follow_from_the_seed(name):
 
 
 BUILD = """
-import resource, time
+import resource
 import torch
 from {module} import {function}
-start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 teacher = {function}(dtype="bfloat16", **{arguments})
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-print(time.process_time() - start, grown / sum(t.nbytes for t in teacher.state_dict().values()))
+print(grown / sum(t.nbytes for t in teacher.state_dict().values()))
 """
 
 
@@ -58,8 +58,7 @@ print(time.process_time() - start, grown / sum(t.nbytes for t in teacher.state_d
     ],
     ids=TEACHERS,
 )
-def test_full_size_takes_seconds_and_no_second_copy(python, module, function, arguments):
+def test_full_size_takes_no_second_copy(python, module, function, arguments):
     code = BUILD.format(module=module, function=function, arguments=arguments)
     done = subprocess.run([python, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    seconds, memory = map(float, done.stdout.split())
-    assert seconds < 60 and memory < 1.1
+    assert float(done.stdout) < 1.1
