@@ -13,7 +13,7 @@ FRACTIONS = tuple(i / 20 for i in range(20, 0, -1))
 SAMPLES = 8192
 """Values of an activation that the search looks at, evenly spread: as good as all of them, and far faster."""
 BLOCK = 2**18
-"""Values of rows that are searched together: the search reads them 60 times, best from a cache."""
+"""Values that are searched together, rows times fractions: the search reads them several times, best from a cache."""
 
 
 def clipped_extremes(
@@ -59,15 +59,16 @@ def _least_error(rows: Tensor, qmin: int, qmax: int, symmetric: bool) -> tuple[T
 def _search(rows: Tensor, qmin: int, qmax: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     """The same for a few rows: both bounds shrink together first, then each alone."""
     lower, upper = (t[:, 0] for t in extremes(rows, "channel", 1, (rows.shape[1],)))
-    least = torch.full_like(lower, torch.inf)
+    fractions = torch.tensor(FRACTIONS, device=rows.device)[:, None]
+    together = max(1, BLOCK // rows.numel())  # Few values cost less in one operation than in one for each fraction.
     for moves_lower, moves_upper in ((True, True), (True, False), (False, True)):
-        start = lower, upper
-        for fraction in FRACTIONS:
-            low = start[0] * fraction if moves_lower else start[0]
-            high = start[1] * fraction if moves_upper else start[1]
-            scale, zero_point = (t[:, None] for t in qparams(low, high, qmin, qmax, symmetric))
-            error = (fake_quantize(rows, scale, zero_point, qmin, qmax) - rows).square().sum(1)
-            better = error < least
-            lower, upper = torch.where(better, low, lower), torch.where(better, high, upper)
-            least = torch.minimum(error, least)
+        low = lower * fractions if moves_lower else lower.expand(len(FRACTIONS), -1)
+        high = upper * fractions if moves_upper else upper.expand(len(FRACTIONS), -1)
+        scale, zero_point = qparams(low, high, qmin, qmax, symmetric)
+        errors = [
+            (fake_quantize(rows, s[..., None], z[..., None], qmin, qmax) - rows).square().sum(-1)
+            for s, z in zip(scale.split(together), zero_point.split(together), strict=True)
+        ]
+        best = torch.cat(errors).argmin(0, keepdim=True)  # Of equal errors that of the widest bounds.
+        lower, upper = low.gather(0, best)[0], high.gather(0, best)[0]
     return lower, upper
