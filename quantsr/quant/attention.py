@@ -220,7 +220,9 @@ def _softmax(q: Tensor, k: Tensor) -> Tensor:
 
 
 def _chunks(q: Tensor, keys: int) -> tuple[Tensor, ...]:
-    """Queries in pieces whose probabilities number at most about ``CHUNK``."""
+    """Queries in pieces whose probabilities number at most about ``CHUNK``; all at once where they take no memory."""
+    if q.is_meta:
+        return (q,)
     per_query = q.shape[0] * q.shape[1] * keys
     return q.split(max(1, CHUNK // per_query), dim=-2)
 

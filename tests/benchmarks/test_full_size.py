@@ -31,15 +31,6 @@ def test_the_video_teacher_alone(run):
     assert re.search(f"^{row}$", found.stdout, re.MULTILINE), found.stdout
 
 
-def test_chosen_cases_are_shown_as_soon_as_they_are_measured(run, tmp_path):
-    found = run("--method", "passionsr", "--cases", "plain", "--json", str(tmp_path / "rows.json"))
-    assert found.returncode == 0, found.stderr
-    rows = json.loads((tmp_path / "rows.json").read_text())
-    shown = [line.partition(": ")[0] for line in found.stderr.splitlines()]
-    assert shown == [row["what"] for row in rows] and len(rows) == 9  # Eight stages, and the student runs.
-    assert len(found.stdout.splitlines()) == 1 + 2 + len(rows)  # The table in the end.
-
-
 @pytest.fixture
 def script(monkeypatch) -> ModuleType:
     """The benchmark in this process."""
@@ -78,6 +69,9 @@ def test_a_calibration_with_and_without_what_saves_memory(run, tmp_path):
     for options in ("", "gradient checkpointing", "per-part offload", "weights of their own"):
         assert [row["what"] for row in rows if row["options"] == options][-6:] == [*stages, student]
     assert all(row["seconds"] > 0 and row["gib"] > 0 for row in rows)
+    shown = [line.partition(": ")[0] for line in found.stderr.splitlines()]  # As soon as they are measured.
+    assert shown == [row["what"] for row in rows]
+    assert len(found.stdout.splitlines()) == 1 + 2 + len(rows)  # The table in the end.
 
 
 def test_calibration_of_the_video_teacher_is_refused(script, monkeypatch, capsys):

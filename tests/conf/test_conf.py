@@ -169,23 +169,6 @@ def test_seed_reaches_everything_that_draws():
     assert cfg["data"]["seed"] == cfg["method"]["seed"] == 7
 
 
-def modules_after(code: str, *names: str) -> list[str]:
-    """Which of the modules are loaded after running ``code`` in a fresh interpreter."""
-    program = f"import sys; {code}; print([name for name in {names} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    return eval(done.stdout)
-
-
-def test_importing_the_package_is_light():
-    heavy = ("torch", "lightning", "hydra", "diffusers", "pyiqa", "wandb", "transformers", "numpy")
-    assert modules_after("import quantsr", *heavy) == []
-
-
-@pytest.mark.slow
-def test_importing_the_run_loads_nothing_that_it_may_not_need():
-    assert modules_after("import quantsr.run", "torch", "pyiqa", "wandb") == ["torch"]
-
-
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])
 def test_help_shows_the_groups_without_loading_torch(script):
     command = [sys.executable, "-X", "importtime", script, "--help"]  # Lists every module it loads in its error stream.

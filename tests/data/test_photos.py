@@ -1,8 +1,6 @@
 """The packaged photographs are there on every machine, divided without overlap."""
 
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -79,11 +77,3 @@ def test_missing_package_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(photos, "find_spec", lambda module: None)
     with pytest.raises(UserError, match="pip install scikit-image"):
         packaged_photos()
-
-
-@pytest.mark.slow
-def test_importing_the_data_package_is_light():
-    heavy = ["skimage", "sklearn", "diffusers", "pyiqa", "wandb"]
-    code = f"import sys, quantsr.data; print([name for name in {heavy} if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert result.stdout.strip() == "[]"

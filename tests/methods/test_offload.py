@@ -104,7 +104,6 @@ def assert_same(found: State, expected: State) -> None:
     ("kind", "home"),
     [
         (PassionSR, DiskFile),
-        (QArtSR, DiskFile),
         (MinMax, Elsewhere),
         (PassionSR, Elsewhere),
         (QArtSR, Elsewhere),

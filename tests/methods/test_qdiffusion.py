@@ -1,6 +1,7 @@
 """Q-Diffusion: what is cut, how rounding trains, what each block sees, and that reconstruction helps."""
 
 import csv
+from copy import deepcopy
 from itertools import pairwise
 
 import pytest
@@ -202,9 +203,8 @@ class TestRounding:
             shares.append(method.decided[block])
         assert shares[1] > 0.95 > shares[0]
 
-    def test_the_share_of_decided_weights_is_written(self, build, fit, tmp_path, capsys):
-        method = build()
-        fit(method)
+    def test_the_share_of_decided_weights_is_written(self, build, run_whole, tmp_path, capsys):
+        method, _ = run_whole(build())
         table = method.save_extras(tmp_path)["rounding_table"]
         rows = list(csv.DictReader(table.open()))
         assert [row["block"] for row in rows] == method.blocks
@@ -295,12 +295,11 @@ class TestRun:
         resumed, whole = resume(build, stage)
         assert resumed.decided == whole.decided
 
-    def test_the_artefact_answers_bit_for_bit_as_what_was_saved(self, build, fit, teacher, batch, tmp_path):
-        method = build(weight_steps=2, activation_steps=1)
-        fit(method)
-        method.eval().requires_grad_(False)
-        trained = method.student.predict(batch["lq"])
-        student = fold(method.student).freeze()
+    def test_the_artefact_answers_bit_for_bit_as_what_was_saved(self, build, run_whole, teacher, batch, tmp_path):
+        method, _ = run_whole(build())
+        with torch.no_grad():
+            trained = method.student.predict(batch["lq"])
+        student = fold(deepcopy(method.student)).freeze()
         save_student(student, method.swaps, tmp_path / "artefact", sum(p.numel() for p in teacher.parameters()), {})
         loaded = load_student(tmp_path / "artefact")
         assert torch.equal(loaded(batch["lq"]), student(batch["lq"]))
