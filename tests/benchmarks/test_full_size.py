@@ -70,7 +70,7 @@ def test_a_calibration_with_and_without_what_saves_memory(run, tmp_path):
         assert [row["what"] for row in rows if row["options"] == options][-6:] == [*stages, student]
     assert all(row["seconds"] > 0 and row["gib"] > 0 for row in rows)
     shown = [line.partition(": ")[0] for line in found.stderr.splitlines()]  # As soon as they are measured.
-    assert shown == [row["what"] for row in rows]
+    assert shown == [row["what"] + (f" ({row['options']})" if row["options"] else "") for row in rows]
     assert len(found.stdout.splitlines()) == 1 + 2 + len(rows)  # The table in the end.
 
 
