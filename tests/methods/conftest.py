@@ -118,15 +118,22 @@ def whole_runs(tmp_path_factory) -> tuple[dict[str, StagedModule], Path]:
     return {}, tmp_path_factory.mktemp("checkpoints")
 
 
+@pytest.fixture(scope="module")
+def checkpoint_names(request) -> set[str]:
+    """Those from which tests of the module resume: what their parameter ``stage`` names."""
+    calls = (getattr(item, "callspec", None) for item in request.session.items if item.path == request.path)
+    return {call.params["stage"] for call in calls if call and "stage" in call.params}
+
+
 @pytest.fixture
-def run_whole(whole_runs, fit) -> Callable[..., tuple[StagedModule, Path]]:
+def run_whole(whole_runs, checkpoint_names, fit) -> Callable[..., tuple[StagedModule, Path]]:
     """A function that gives a method's finished run and the folder of its checkpoints, once a module of tests."""
 
     def run(method: StagedModule, **options) -> tuple[StagedModule, Path]:
         runs, root = whole_runs
         name = type(method).__name__
         if name not in runs:
-            fit(method, SaveInside(root / name), **options)
+            fit(method, SaveInside(root / name, checkpoint_names), **options)
             runs[name] = method
         return runs[name], root / name
 

@@ -1,5 +1,6 @@
 """A run that is stopped inside a stage, and one that is not."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -9,20 +10,19 @@ from quantsr.methods.base import StagedModule
 
 
 class SaveInside(Callback):
-    """Saves a checkpoint in every stage: after its first step, so in its middle; and on its border, in its end."""
+    """Saves checkpoints by name: ``STAGE`` after its first step, so in its middle; ``STAGE-end`` on its border."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, names: Collection[str]):
+        self.folder, self.names = folder, names
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         self.stage = module.stage
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         step = module.locate(module.step_index - 1)[1]
-        if step == 0:
-            trainer.save_checkpoint(self.folder / f"{self.stage.name}.ckpt")
-        if step == self.stage.steps - 1:
-            trainer.save_checkpoint(self.folder / f"{self.stage.name}-end.ckpt")
+        for name, last in ((self.stage.name, 0), (f"{self.stage.name}-end", self.stage.steps - 1)):
+            if step == last and name in self.names:
+                trainer.save_checkpoint(self.folder / f"{name}.ckpt")
 
 
 def state(method: StagedModule) -> dict[str, torch.Tensor]:

@@ -309,10 +309,10 @@ class TestRun:
     def test_clips(self, fit, build_clips, tmp_path):
         """Every stage trains; kept batches remember where in the sampling they are."""
         teacher = micro_video_teacher(**ONE_LEVEL).freeze()
-        options = SHORT | {"observation_steps": 1, "weight_steps": 3, "activation_steps": 2}
+        options = SHORT | {"observation_steps": 1, "weight_steps": 3, "activation_steps": 1}
         whole, spy = QDiffusion(teacher, Bits(4, 4), **options), Spy()
-        fit(whole, spy, SaveInside(tmp_path))
         blocks = teacher.blocks()["denoiser"]
+        fit(whole, spy, SaveInside(tmp_path, [f"weights {blocks[3]}"]))
         assert all(spy.changed[f"{kind} {name}"] for kind in ("weights", "activations") for name in blocks)
         assert {tuple(b["step"].tolist()) for b in whole._kept.batches} < {(0,), (1,), (2,)}
         assert any(layer.recipe.cut for layer in layers(whole.student).values())

@@ -39,8 +39,9 @@ def test_qartsr(resume, build_method, stage):
     resume(lambda: build_method(QArtSR), stage)
 
 
-def test_minmax(resume, build_method):
-    resume(lambda: build_method(MinMax), "ranges")
+@pytest.mark.parametrize("stage", ["ranges"])
+def test_minmax(resume, build_method, stage):
+    resume(lambda: build_method(MinMax), stage)
 
 
 @pytest.mark.parametrize(
@@ -66,16 +67,17 @@ def test_quantvsr_keeps_what_it_needs(run_whole, build_method):
     assert set(after["allocation"]["ranks"]) == set(inside["complexities"])
 
 
-def test_teacher(resume):
-    resume(lambda: TeacherTraining(micro_teacher(), steps=4, feature=0.1, latent=0.1), "teacher", random_crops=True)
+@pytest.mark.parametrize("stage", ["teacher"])
+def test_teacher(resume, stage):
+    resume(lambda: TeacherTraining(micro_teacher(), steps=4, feature=0.1, latent=0.1), stage, random_crops=True)
 
 
-@pytest.mark.parametrize("stage", ["ranges-end", "training"])
-@pytest.mark.parametrize(
-    ("kind", "name", "extra"),
-    [(LSQ, "steps", {}), (EfficientDM, "distillation", {"rank": 2, "update_lr": 0.1, "relative_lr": True})],
-    ids=["lsq", "efficientdm"],
-)
-def test_learned_steps(resume, teacher, kind, name, extra, stage):
-    options = {"parts": ["denoiser"], "observation_steps": 2, "steps": 3} | extra
-    resume(lambda: kind(teacher, Bits(4, 4), **options), name if stage == "training" else stage)
+@pytest.mark.parametrize("stage", ["ranges-end", "steps"])
+def test_lsq(resume, teacher, stage):
+    resume(lambda: LSQ(teacher, Bits(4, 4), parts=["denoiser"], observation_steps=2, steps=3), stage)
+
+
+@pytest.mark.parametrize("stage", ["ranges-end", "distillation"])
+def test_efficientdm(resume, teacher, stage):
+    options = {"observation_steps": 2, "steps": 3, "rank": 2, "update_lr": 0.1, "relative_lr": True}
+    resume(lambda: EfficientDM(teacher, Bits(4, 4), parts=["denoiser"], **options), stage)

@@ -154,7 +154,7 @@ def test_a_resumed_run_ends_the_same(resume, stage):
     ids=lambda options: next(iter(options)),
 )
 def test_a_run_with_other_options_does_not_resume(fit, tmp_path, options):
-    fit(build(steps=1), SaveInside(tmp_path))
+    fit(build(steps=1), SaveInside(tmp_path, ["timesteps"]))
     checkpoint = torch.load(tmp_path / "timesteps.ckpt", weights_only=True)
     build(steps=1).check_checkpoint(checkpoint)
     with pytest.raises(UserError, match="this run has"):
