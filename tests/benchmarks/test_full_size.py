@@ -31,6 +31,14 @@ def test_the_video_teacher_alone(run):
     assert re.search(f"^{row}$", found.stdout, re.MULTILINE), found.stdout
 
 
+@pytest.mark.slow
+def test_chosen_cases_alone(run, tmp_path):
+    found = run("--method", "passionsr", "--cases", "plain", "--json", str(tmp_path / "rows.json"))
+    assert found.returncode == 0, found.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len(rows) == 9 and not any(row["options"] for row in rows)  # Eight stages, and the student runs.
+
+
 @pytest.fixture
 def script(monkeypatch) -> ModuleType:
     """The benchmark in this process."""
