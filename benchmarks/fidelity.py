@@ -5,7 +5,8 @@
 For every run of train.py: dB to the teacher (mean of PSNR over held-out samples of the run's own
 data) of the simulated student in float32, of its OpenVINO form with float32 and with bf16 around the integers, and of
 the teacher in OpenVINO's bf16, which no student in bf16 can be much nearer than; and the share of activation codes that
-differ from the simulation's, over all layers, each given the simulation's own input.
+differ from the simulation's, over all layers, each given the simulation's own input: of all, and of those that are no
+ties, values halfway between two codes, where the last bit of a float decides and neither code is the nearer one.
 """
 
 import argparse
@@ -30,6 +31,17 @@ from quantsr.quant.folded import FoldedLayer
 from quantsr.report.jobs import read_jobs
 from quantsr.teachers.base import Teacher
 
+COLUMNS = (
+    "simulated",
+    "integers, float32 around",
+    "integers, bf16 around",
+    "teacher in bf16",
+    "codes that differ",
+    "without ties",
+)
+TIE = 1e-4
+"""Steps from halfway between two codes."""
+
 
 def distance(model: Teacher, teacher: Teacher, samples: list[Tensor]) -> float:
     """Mean PSNR of two models' outputs over samples, in dB."""
@@ -38,8 +50,11 @@ def distance(model: Teacher, teacher: Teacher, samples: list[Tensor]) -> float:
     return float(torch.stack(found).mean())
 
 
-def codes_that_differ(student: Teacher, lq: Tensor) -> float:
-    """Share of the activation codes of one sample that OpenVINO rounds another way than the simulation."""
+def codes_that_differ(student: Teacher, lq: Tensor) -> tuple[float, float]:
+    """Shares of the activation codes of one sample that OpenVINO rounds another way than the simulation.
+
+    Of all codes, and the same without ties.
+    """
     inputs: dict[str, Tensor] = {}
     layers = {name: module for name, module in student.named_modules() if isinstance(module, FoldedLayer)}
     hooks = [
@@ -50,7 +65,7 @@ def codes_that_differ(student: Teacher, lq: Tensor) -> float:
         student(lq[None])
     for hook in hooks:
         hook.remove()
-    differ = total = 0
+    differ = ties = total = 0
     for name, x in inputs.items():
         layer = layers[name]
         parameter = op.parameter(list(x.shape), np.float32)
@@ -61,9 +76,12 @@ def codes_that_differ(student: Teacher, lq: Tensor) -> float:
             for transform in (layer.smoothing, layer.rotation):
                 x = x if transform is None else transform.input(x)
             expected, scale = layer.input_quantizer(x), layer.input_quantizer.qparams(x)[0]
-        differ += int(((found - expected).abs() > scale / 2).sum())
+        other = (found - expected).abs() > scale / 2
+        steps = x / scale
+        differ += int(other.sum())
+        ties += int((other & ((steps - steps.floor() - 0.5).abs() < TIE)).sum())
         total += found.numel()
-    return differ / total
+    return differ / total, (differ - ties) / total
 
 
 def row(run: Path, count: int) -> str:
@@ -75,7 +93,8 @@ def row(run: Path, count: int) -> str:
     exact, fast = (load(run, precision) for precision in ("f32", "auto"))
     bf16 = with_networks(load_models(run, None, None)[1], dict(models(teacher)), "auto")
     decibels = [distance(model, teacher, samples) for model in (student, exact, fast, bf16)]
-    return " | ".join([*(f"{value:.2f}" for value in decibels), f"{codes_that_differ(student, samples[0]):.4%}"])
+    shares = codes_that_differ(student, samples[0])
+    return " | ".join([*(f"{value:.2f}" for value in decibels), *(f"{share:.4%}" for share in shares)])
 
 
 def main() -> None:
@@ -85,8 +104,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of torch and OpenVINO (default 2)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print("| | simulated | integers, float32 around | integers, bf16 around | teacher in bf16 | codes that differ |")
-    print("|---|--:|--:|--:|--:|--:|")
+    print("| | " + " | ".join(COLUMNS) + " |")
+    print("|---" + "|--:" * len(COLUMNS) + "|")
     for job in read_jobs(args.runs):
         print(f"| {job.label} | {row(job.folder, args.samples)} |", flush=True)
 
