@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from quantsr.quant.layer import Mode
+from quantsr.quant.observer import Observer
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import AttentionRecipe
 
@@ -25,7 +26,7 @@ CHUNK = 2**21
 the caches of a CPU during the many element-wise steps; with 32 MiB they take twice the time."""
 
 
-class PairScale(nn.Module):
+class PairScale(Observer):
     """A scale d for one axis of a product's two factors: a d and b / d.
 
     Args:
@@ -40,7 +41,6 @@ class PairScale(nn.Module):
         super().__init__()
         self.alpha, self.momentum = alpha, momentum
         self.scale = nn.Parameter(torch.full((size,), torch.nan))
-        self.pending: Tensor | None = None
 
     @property
     def calibrated(self) -> bool:
@@ -56,12 +56,11 @@ class PairScale(nn.Module):
 
     def record(self, a: Tensor, b: Tensor) -> None:
         """Note the magnitudes ``(n,)`` of both factors in a calibration batch; :meth:`absorb` takes them into d."""
-        self.pending = torch.stack([resample(t, self.scale.numel()).clamp(min=1e-5) for t in (a, b)])
+        self.note(torch.stack([resample(t, self.scale.numel()).clamp(min=1e-5) for t in (a, b)]))
 
     @torch.no_grad()
     def absorb(self, pending: Tensor) -> None:
         """Average the magnitudes of one batch over all devices, as ``record`` noted them, into the scale."""
-        self.pending = None
         scale = (pending[1] / pending[0]) ** self.alpha
         self.scale.copy_(torch.where(self.scale.isnan(), scale, self.scale.lerp(scale, 1 - self.momentum)))
 
@@ -203,14 +202,9 @@ class QuantizedAttention(AttentionProducts):
         q, k, v, key_scale = self._scaled(q, k, v)
         for quantizer, x in ((self.query, q), (self.key, k), (self.value, v)):
             quantizer.record(x)
-        found = []
         for part in _chunks(q, k.shape[-2]):
             p = _softmax(part, k)
             self.probability.record(p if key_scale is None else p * key_scale)
-            if self.probability.pending is not None:
-                found.append(self.probability.pending)
-        if found:
-            self.probability.pending = torch.stack(found).amax(0)
 
 
 def _softmax(q: Tensor, k: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from quantsr.quant.attention import PairScale, QuantizedAttention
+from quantsr.errors import UserError
+from quantsr.quant.attention import QuantizedAttention
 from quantsr.quant.layer import Mode, QuantizedLayer
-from quantsr.quant.quantizer import Quantizer
-from quantsr.quant.transforms import Smoothing
+from quantsr.quant.observer import Observer
 
 Quantized = QuantizedLayer | QuantizedAttention
 
@@ -43,14 +43,21 @@ def settle(model: nn.Module, join: Callable[[Tensor], Tensor] = lambda t: t) -> 
     Args:
         model: holds the observers.
         join: element-wise maximum over all devices of one flat tensor (an all-reduce); the identity on a single device.
+
+    Raises:
+        UserError: something infinite or undefined was seen; ranges and scales are then as they were.
     """
-    observers = (m for m in model.modules() if isinstance(m, Quantizer | Smoothing | PairScale))
-    notes = [(observer, observer.pending) for observer in observers if observer.pending is not None]
+    found = ((name, m) for name, m in model.named_modules() if isinstance(m, Observer))
+    notes = [(name, observer, observer.pending) for name, observer in found if observer.pending is not None]
     if not notes:
         return
-    joined = join(torch.cat([pending.flatten() for _, pending in notes]))
-    pieces = joined.split([pending.numel() for _, pending in notes])
-    for (observer, pending), piece in zip(notes, pieces, strict=True):
+    joined = join(torch.cat([pending.flatten() for *_, pending in notes]))
+    pieces = joined.split([pending.numel() for *_, pending in notes])
+    if not joined.isfinite().all():
+        name = next(name for (name, *_), piece in zip(notes, pieces, strict=True) if not piece.isfinite().all())
+        raise UserError(f"{name} met infinite or undefined values: look at the data, or set trainer.precision=32-true")
+    for (_, observer, pending), piece in zip(notes, pieces, strict=True):
+        observer.pending = None
         observer.absorb(piece.view_as(pending))
 
 

@@ -250,7 +250,7 @@ class QuantizedLayer(nn.Module):
                 self.smoothing.record(x, self.weight)
             return
         self.input_quantizer.record(self.transformed_input(x))
-        if not self.weight_quantizer.calibrated:
+        if not self.weight_quantizer.calibrated and self.weight_quantizer.pending is None:
             self.weight_quantizer.record(self.transformed_weight())
 
     @property

@@ -20,6 +20,7 @@ from quantsr.quant.affine import (
     round_through,
 )
 from quantsr.quant.clipping import clipped_extremes
+from quantsr.quant.observer import Observer
 from quantsr.quant.parts import beside, even, extremes, spread
 from quantsr.quant.spec import AffineSpec
 
@@ -27,7 +28,7 @@ RELEASED_SMALLEST_SCALE = 1e-4
 """The same in QuantVSR's released code."""
 
 
-class Quantizer(nn.Module):
+class Quantizer(Observer):
     """Quantize and dequantize a tensor (simulated: the result is float).
 
     Args:
@@ -45,7 +46,6 @@ class Quantizer(nn.Module):
     def __init__(self, spec: AffineSpec, sizes: Sequence[int] = (1,), axis: int = 1, rows: int = 1):
         super().__init__()
         self.spec, self.sizes, self.axis, self.rows = spec, tuple(sizes), axis, rows
-        self.pending: Tensor | None = None
         with torch.device("cpu"):  # In no state dict: its values are needed where others are on the meta device.
             part_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(self.sizes))
         self.register_buffer("part_of", part_of if len(sizes) > 1 else None, persistent=False)
@@ -72,7 +72,7 @@ class Quantizer(nn.Module):
     def record(self, x: Tensor) -> None:
         """Note the extremes of a calibration batch; :meth:`absorb` takes them into the range.
 
-        For a step also the mean magnitude. Of several devices, the largest mean counts (our choice).
+        For a step also the mean magnitude. Of several calls or devices, the largest mean counts (our choice).
         """
         if self.spec.range != "dynamic":
             lower, upper = self._bounds_of(x)
@@ -80,7 +80,7 @@ class Quantizer(nn.Module):
             notes = [-lower, upper]
             if self.spec.range == "step" and not self.spec.clipping:
                 notes.append(self._mean_magnitude(x))
-            self.pending = torch.stack(notes)
+            self.note(torch.stack(notes))
 
     def _mean_magnitude(self, x: Tensor) -> Tensor:
         """mean|x| of every part, in the shape of the bounds."""
@@ -102,7 +102,6 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def absorb(self, pending: Tensor) -> None:
         """Take the extremes of one batch over all devices, as ``record`` noted them, into the range."""
-        self.pending = None
         self.lower.copy_(self._joined(self.lower, -pending[0], torch.minimum))
         self.upper.copy_(self._joined(self.upper, pending[1], torch.maximum))
         if self.spec.range == "step":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quantsr.quant.hadamard import factor, hadamard_transform, multiply, random_orthogonal
+from quantsr.quant.observer import Observer
 from quantsr.quant.parts import even
 from quantsr.quant.precision import without_autocast
 
@@ -29,7 +30,7 @@ def channel_magnitude(x: Tensor, axis: int) -> Tensor:
     return torch.maximum(-lower, upper).clamp(min=1e-5)
 
 
-class Smoothing(nn.Module):
+class Smoothing(Observer):
     """Scale s and offset o per input channel: x becomes (x - o) / s, W becomes W s.
 
     LET of PassionSR (section 3.3); 1 / s is the phi of QArtSR.
@@ -58,7 +59,6 @@ class Smoothing(nn.Module):
         self.weight_alpha = alpha if weight_alpha is None else weight_alpha
         self.scale = nn.Parameter(torch.full((channels,), torch.nan))
         self.offset = nn.Parameter(torch.zeros(channels)) if offset else None
-        self.pending: Tensor | None = None
 
     @property
     def calibrated(self) -> bool:
@@ -67,12 +67,11 @@ class Smoothing(nn.Module):
 
     def record(self, x: Tensor, weight: Tensor) -> None:
         """Note the magnitudes of a calibration batch and of the weight; :meth:`absorb` takes them into s."""
-        self.pending = torch.stack([channel_magnitude(x, self.axis), channel_magnitude(weight, 1)])
+        self.note(torch.stack([channel_magnitude(x, self.axis), channel_magnitude(weight, 1)]))
 
     @torch.no_grad()
     def absorb(self, pending: Tensor) -> None:
         """Average the magnitudes of one batch over all devices, as ``record`` noted them, into s."""
-        self.pending = None
         scale = pending[0] ** self.alpha / pending[1] ** self.weight_alpha
         self.scale.copy_(torch.where(self.scale.isnan(), scale, self.scale.lerp(scale, 1 - self.momentum)))
 

@@ -106,11 +106,13 @@ class TestMinMax:
         assert (own - target).abs().mean() < 0.05
 
     def test_observes_every_step_of_the_sampling(self, build, fit, video_teacher):
-        method, passes = build(MinMax, observation_steps=1), []
+        method, inputs = build(MinMax, observation_steps=1), []
         layer = method.student.get_submodule("unet.time_embed.0")
-        layer.register_forward_hook(lambda *_: passes.append(layer.mode))
+        layer.register_forward_hook(lambda _, args, __: inputs.append((layer.mode, args[0])))
         fit(method)
-        assert passes == ["observe_ranges"] * video_teacher.steps
+        assert [mode for mode, _ in inputs] == ["observe_ranges"] * video_teacher.steps
+        seen = torch.stack([x for _, x in inputs])
+        assert layer.input_quantizer.lower == seen.min() and layer.input_quantizer.upper == seen.max()
 
     @pytest.mark.parametrize("attention", [True, False])
     def test_attention_can_be_left_in_full_precision(self, build, attention):

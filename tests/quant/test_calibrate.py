@@ -7,6 +7,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from quantsr.errors import UserError
 from quantsr.quant.calibrate import mode, quantized_modules, set_mode, settle, uncalibrated
 from quantsr.quant.prepare import prepare
 from quantsr.quant.recipe import AttentionRecipe, LayerRecipe, Rule
@@ -82,6 +83,35 @@ def test_observing_changes_nothing_until_it_is_settled(student):
 
 def test_settling_without_notes_does_nothing(student):
     settle(student, join=lambda _: pytest.fail("there is nothing to join"))
+
+
+@pytest.mark.parametrize("observation", ["observe_smoothing", "observe_ranges"])
+def test_several_calls_in_one_batch_are_as_one_on_all_they_saw(student, observation):
+    """As those of a sampling's steps, or of an image's tiles."""
+    calls = torch.randn(3, 2, 3, 4, 4) * torch.tensor([3.0, 1.0, 0.5]).reshape(3, 1, 1, 1, 1)
+    if observation == "observe_ranges":
+        observe(student, "observe_smoothing", calls.flatten(0, 1))
+        settle(student)
+    together = deepcopy(student)
+    for call in calls:
+        observe(student, observation, call)
+    observe(together, observation, calls.flatten(0, 1))
+    for model in (student, together):
+        settle(model)
+    expected = together.state_dict()
+    for name, tensor in student.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], equal_nan=True, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_named_and_changes_no_range(student, calibrate, value):
+    calibrate(student, torch.randn(2, 3, 4, 4))
+    before = deepcopy(student.state_dict())
+    observe(student, "observe_ranges", torch.full((2, 3, 4, 4), value))
+    with pytest.raises(UserError, match=r"^conv.input_quantizer met infinite or undefined values: "):
+        settle(student)
+    for name, tensor in student.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], equal_nan=True, atol=0, rtol=0)
 
 
 def test_no_inputs_are_stored(student):
