@@ -123,7 +123,7 @@ def _check(clip: Clip, scale: int, frames: int, side: int) -> None:
 
 
 def divide(
-    items: Sequence[Named], pattern: str | Sequence[str], validation_pattern: str | None, share: float, seed: int
+    items: Sequence[Named], pattern: str | Sequence[str], validation_pattern: str | None, share: float
 ) -> tuple[list[Named], list[Named]]:
     """Divide named items into (calibration, validation), by a pattern for validation if given, else by `split`.
 
@@ -131,7 +131,7 @@ def divide(
         items: tuples that begin with a name.
         pattern: glob pattern of the names to use, or several.
         validation_pattern: glob pattern of the names for validation, which never calibrate.
-        share, seed: see `split`.
+        share: see `split`.
 
     Raises:
         UserError: if the share is not in [0, 1].
@@ -139,6 +139,6 @@ def divide(
     patterns = [pattern] if isinstance(pattern, str) else pattern
     wanted = [item for item in items if any(fnmatchcase(item[0], pattern) for pattern in patterns)]
     if validation_pattern is None:
-        return split(wanted, share, seed)
+        return split(wanted, share)
     validation = [item for item in items if fnmatchcase(item[0], validation_pattern)]
     return [item for item in wanted if not fnmatchcase(item[0], validation_pattern)], validation

@@ -13,8 +13,9 @@ from torch.utils.data import Dataset
 from quantsr.data.clip_degradations import ClipDegradation
 from quantsr.data.clip_folders import PARTS, Clip, ClipMatch, divide, list_clips, open_clips
 from quantsr.data.files import warn_skipped
-from quantsr.data.frames import FramesDataModule, corner, cut, turn
+from quantsr.data.frames import FramesDataModule, corner, cut, matched_paths, turn
 from quantsr.data.pairs import match_named
+from quantsr.data.splits import VALIDATION_SEED
 from quantsr.errors import UserError
 
 
@@ -168,6 +169,10 @@ class ClipsDataModule(FramesDataModule):
         if self.degradation.scale != scale:
             raise UserError(f"The degradation's scale, {self.degradation.scale}, differs from the data's, {scale}.")
 
+    def paths(self) -> tuple[list[Path], list[Path]]:
+        calibration, validation = map(matched_paths, self.matches)
+        return calibration, validation
+
     def load_calibration(self) -> Dataset:
         clips = self._open(0, frames=self.frames, side=self.crop, decode_to=0)
         segments = disjoint_segments(clips, self.frames)
@@ -177,7 +182,7 @@ class ClipsDataModule(FramesDataModule):
         limit = self.validation_frames
         clips = self._open(1, frames=1, side=self.validation_crop or self.scale, decode_to=limit)
         segments = [Segment(clip, 0, min(limit or len(clip), len(clip)), clip.name) for clip in clips]
-        return ClipSegments(segments, self.validation_crop, self.degradation, self.seed)
+        return ClipSegments(segments, self.validation_crop, self.degradation, VALIDATION_SEED)
 
     @cached_property
     def matches(self) -> tuple[list[ClipMatch], list[ClipMatch]]:
@@ -193,7 +198,7 @@ class ClipsDataModule(FramesDataModule):
             matches = [(name, gt, lq) for name, lq, gt in pairs]
             if not matches:
                 raise UserError(f"No clip of {self.lq.absolute()} has the name of one in {self.gt.absolute()}.")
-        return divide(matches, self.pattern, self.validation_pattern, self.validation_share, self.seed)
+        return divide(matches, self.pattern, self.validation_pattern, self.validation_share)
 
     def _open(self, part: int, **conditions: Any) -> list[Clip]:
         """The usable clips for calibration (part 0) or validation (part 1)."""

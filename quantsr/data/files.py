@@ -2,8 +2,9 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,16 @@ def read_images(paths: Sequence[Path], minimum: int) -> tuple[list[NamedImage], 
 def read_folder(root: str | Path, minimum: int = 1, pattern: str = "*") -> tuple[list[NamedImage], list[Skipped]]:
     """`read_images` of `list_images`."""
     return read_images(list_images(root, pattern), minimum)
+
+
+def stamp(paths: Iterable[Path]) -> str:
+    """A digest of where files and the files of folders are, how large, and when they were last changed."""
+    digest = sha256()
+    for path in paths:
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            stat = file.stat()
+            digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def warn_skipped(skipped: list[Skipped], shown: int = 10) -> None:

@@ -5,7 +5,8 @@ a clip has `lq` (t, 3, h, w) and `gt` (t, 3, scale * h, scale * w). Where there 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ class FramesDataModule(LightningDataModule, ABC):
     Args:
         batch_size: samples per training step over all devices together.
         num_workers: processes that prepare samples; with 0 the training process does.
-        seed: of splits, order and every random draw.
+        seed: of the order and every random draw of training; what is validated on is the same for all.
     """
 
     frames: int = 1
@@ -137,6 +138,10 @@ class FramesDataModule(LightningDataModule, ABC):
     @abstractmethod
     def load_validation(self) -> Dataset:
         """Read the samples that results are measured on, none of them in calibration; called once."""
+
+    def paths(self) -> tuple[list[Path], list[Path]]:
+        """The user's files or folders of frames that calibration and validation samples are made of; none of ours."""
+        return [], []
 
     def calibration(self) -> Dataset:
         """The samples that training and calibration see."""
@@ -183,6 +188,11 @@ class FramesDataModule(LightningDataModule, ABC):
         if self.skipped:
             parts.append(f"{len(self.skipped)} files skipped")
         return f"{type(self).__name__}: {', '.join(parts) or 'nothing read yet'}"
+
+
+def matched_paths(matches: Iterable[tuple[str, *tuple[Path | None, ...]]]) -> list[Path]:
+    """The paths of (name, path or None, path or None) of matched files."""
+    return [path for _, *paths in matches for path in paths if path is not None]
 
 
 def sample_shapes(data: Dataset) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 from quantsr.data.degradations import Degradation
 from quantsr.data.files import list_images, read_images
 from quantsr.data.frames import LATENT_MULTIPLE, DegradedCrops, FramesDataModule
-from quantsr.data.splits import split
+from quantsr.data.splits import VALIDATION_SEED, split
 from quantsr.errors import UserError
 
 
@@ -56,19 +56,19 @@ class ImagesDataModule(FramesDataModule):
     def paths(self) -> tuple[list[Path], list[Path]]:
         """The calibration files and the validation files; no file is in both."""
         if self.validation_root is None and self.validation_pattern is None:
-            return split(list_images(self.root, self.pattern), self.validation_share, self.seed)
+            return split(list_images(self.root, self.pattern), self.validation_share)
         validation = list_images(self.validation_root or self.root, self.validation_pattern or "*")
         held_out = {path.resolve() for path in validation}
         calibration = [path for path in list_images(self.root, self.pattern) if path.resolve() not in held_out]
         return calibration, validation
 
     def load_calibration(self) -> Dataset:
-        return self._read(self.paths()[0], "calibration", self.crop, self.random_crops)
+        return self._read(self.paths()[0], "calibration", self.crop, self.seed, self.random_crops)
 
     def load_validation(self) -> Dataset:
-        return self._read(self.paths()[1], "validation", self.validation_crop, random=False)
+        return self._read(self.paths()[1], "validation", self.validation_crop, VALIDATION_SEED)
 
-    def _read(self, paths: list[Path], purpose: str, crop: int | None, random: bool) -> Dataset:
+    def _read(self, paths: list[Path], purpose: str, crop: int | None, seed: int, random: bool = False) -> Dataset:
         if not paths:
             raise UserError(
                 f"No image of {self.root.absolute()} is left for {purpose}: "
@@ -76,4 +76,4 @@ class ImagesDataModule(FramesDataModule):
             )
         images, skipped = read_images(paths, minimum=crop or LATENT_MULTIPLE * self.degradation.scale)
         self.skipped += skipped
-        return DegradedCrops(images, crop, self.degradation, self.seed, random)
+        return DegradedCrops(images, crop, self.degradation, seed, random)

@@ -10,12 +10,14 @@ from torch.utils.data import Dataset
 
 from quantsr.data.camera import camera_path, render, true_flow
 from quantsr.data.clip_degradations import ClipDegradation
-from quantsr.data.clip_folders import PARTS, divide, list_clips, open_clips
+from quantsr.data.clip_folders import PARTS, ClipMatch, divide, list_clips, open_clips
 from quantsr.data.clips import ClipSegments, disjoint_segments
 from quantsr.data.degradations import to_float
 from quantsr.data.files import NamedImage, list_images, read_images
-from quantsr.data.frames import FramesDataModule, turn
+from quantsr.data.frames import FramesDataModule, matched_paths, turn
+from quantsr.data.pairs import NamedPath
 from quantsr.data.photos import packaged_photos
+from quantsr.data.splits import VALIDATION_SEED
 from quantsr.errors import UserError
 
 
@@ -134,6 +136,10 @@ class MotionDataModule(FramesDataModule):
         self.real, self.real_pattern = Path(real) if real else None, real_pattern
         self.degradation = degradation or ClipDegradation()
 
+    def paths(self) -> tuple[list[Path], list[Path]]:
+        photos = ([], []) if self.root is None else [[path for _, path in self._named(part)] for part in (0, 1)]
+        return [*photos[0], *(matched_paths(self._real_clips()) if self.real else [])], photos[1]
+
     def load_calibration(self) -> Dataset:
         photos = self._photos(0, self.crop)
         moving = MovingCrops(
@@ -144,13 +150,12 @@ class MotionDataModule(FramesDataModule):
     def load_validation(self) -> Dataset:
         photos, crop = self._photos(1, self.validation_crop), self.validation_crop
         return MovingCrops(
-            photos, self.validation_frames, crop, self.degradation, self.clips_per_photo, self.seed, flow=True
+            photos, self.validation_frames, crop, self.degradation, self.clips_per_photo, VALIDATION_SEED, flow=True
         )
 
     def _photos(self, part: int, minimum: int) -> list[NamedImage]:
         """The photographs for calibration (part 0) or validation (part 1)."""
-        named = packaged_photos() if self.root is None else [(path.stem, path) for path in list_images(self.root)]
-        chosen = divide(named, self.pattern, self.validation_pattern, self.validation_share, self.seed)[part]
+        chosen = self._named(part)
         if not chosen:
             raise UserError(
                 f"No photograph of {self.root.absolute() if self.root else 'the packaged ones'} is left for "
@@ -162,11 +167,18 @@ class MotionDataModule(FramesDataModule):
         self.skipped += skipped
         return photos
 
+    def _named(self, part: int) -> list[NamedImage] | list[NamedPath]:
+        """The same, those of a folder not read yet."""
+        named = packaged_photos() if self.root is None else [(path.stem, path) for path in list_images(self.root)]
+        return divide(named, self.pattern, self.validation_pattern, self.validation_share)[part]
+
+    def _real_clips(self) -> list[ClipMatch]:
+        found = [(name, path, None) for name, path in list_clips(self.real)]
+        return [match for match in found if fnmatchcase(match[0], self.real_pattern)]
+
     def _real(self) -> Dataset:
         """Segments of the real clips."""
-        found = [(name, path, None) for name, path in list_clips(self.real)]
-        matches = [match for match in found if fnmatchcase(match[0], self.real_pattern)]
-        clips, skipped = open_clips(matches, self.degradation.scale, self.frames, self.crop, decode_to=0)
+        clips, skipped = open_clips(self._real_clips(), self.degradation.scale, self.frames, self.crop, decode_to=0)
         self.skipped += skipped
         if not clips:
             raise UserError(

@@ -24,7 +24,7 @@ from quantsr.data.files import (
     read_usable,
     warn_skipped,
 )
-from quantsr.data.frames import FramesDataModule, corner, cut
+from quantsr.data.frames import FramesDataModule, corner, cut, matched_paths
 from quantsr.data.splits import split
 from quantsr.errors import UserError
 
@@ -103,13 +103,17 @@ class PairsDataModule(FramesDataModule):
     def matches(self) -> tuple[list[Scene], list[Scene]]:
         """The calibration pairs and the validation pairs, not read yet."""
         if self.gt is None:
-            return split([(path.stem, path, None) for path in list_images(self.lq)], self.validation_share, self.seed)
+            return split([(path.stem, path, None) for path in list_images(self.lq)], self.validation_share)
         matches, unmatched = match_paths(list_images(self.lq), list_images(self.gt))
         warn_skipped(unmatched)
         self.skipped += unmatched
         if not matches:
             raise UserError(f"No image of {self.lq.absolute()} has the name of one in {self.gt.absolute()}.")
-        return split(matches, self.validation_share, self.seed)
+        return split(matches, self.validation_share)
+
+    def paths(self) -> tuple[list[Path], list[Path]]:
+        calibration, validation = map(matched_paths, self.matches)
+        return calibration, validation
 
     def load_calibration(self) -> Dataset:
         return AlignedPairs(self._read(self.matches[0], "calibration", self.crop), self.scale, self.crop, self.seed)

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from quantsr.data.degradations import Degradation
 from quantsr.data.files import NamedImage, read_image
 from quantsr.data.frames import DegradedCrops, FramesDataModule, corner, cut
-from quantsr.data.splits import split
+from quantsr.data.splits import VALIDATION_SEED, split
 from quantsr.errors import UserError
 
 # (importable name, name to install, folder inside the package, file)
@@ -56,12 +56,12 @@ class PhotosDataModule(FramesDataModule):
     def _crops(self, part: int) -> Dataset:
         crops = []
         for number, photo in enumerate(packaged_photos()):
-            crops += split(grid(*photo, self.crop), VALIDATION_SHARE, self.seed + number)[part]
+            crops += split(grid(*photo, self.crop), VALIDATION_SHARE, VALIDATION_SEED + number)[part]
         if not crops:
             raise UserError(
                 f"Crops of {self.crop} pixels do not fit into the packaged photographs: choose a smaller one."
             )
-        return DegradedCrops(crops, self.crop, self.degradation, self.seed)
+        return DegradedCrops(crops, self.crop, self.degradation, VALIDATION_SEED if part else self.seed)
 
 
 def packaged_photos() -> list[NamedImage]:

@@ -1,5 +1,7 @@
 """Calibration on one data set, measurement on another: a benchmark, of which nothing may be trained on."""
 
+from pathlib import Path
+
 from torch.utils.data import Dataset
 
 from quantsr.data.frames import FramesDataModule
@@ -14,7 +16,7 @@ class SeparateDataModule(FramesDataModule):
         validation: whose samples are measured.
 
     Raises:
-        UserError: one is of images and the other of clips.
+        UserError: one is of images and the other of clips; or, when calibration samples are read, a file is in both.
     """
 
     def __init__(self, calibration: FramesDataModule, validation: FramesDataModule):
@@ -29,7 +31,16 @@ class SeparateDataModule(FramesDataModule):
         """Of the samples that are measured; without ground truth nothing else tells the size of the output."""
         return self.sources[1].scale
 
+    def paths(self) -> tuple[list[Path], list[Path]]:
+        return self.sources[0].paths()[0], self.sources[1].paths()[1]
+
     def load_calibration(self) -> Dataset:
+        calibration, validation = ({path.resolve() for path in paths} for paths in self.paths())
+        if both := sorted(calibration & validation):
+            raise UserError(
+                f"{len(both)} files of data.validation are in data.calibration too, the first {both[0]}: "
+                "leave them out of it (pattern, validation_share), as a benchmark is not to be trained on."
+            )
         return self._taking_skipped(0, self.sources[0].calibration())
 
     def load_validation(self) -> Dataset:

@@ -1,4 +1,4 @@
-"""Seeded division of samples into calibration and validation."""
+"""Division of samples into calibration and validation, the same in runs of every seed."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -8,9 +8,11 @@ import numpy as np
 from quantsr.errors import UserError
 
 T = TypeVar("T")
+VALIDATION_SEED = 0
+"""Of which samples are measured and how they are degraded: runs of all seeds, and eval.py, measure on the same ones."""
 
 
-def split(items: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:
+def split(items: Sequence[T], share: float, seed: int = VALIDATION_SEED) -> tuple[list[T], list[T]]:
     """Divide items into (calibration, validation), each in the order given.
 
     Args:

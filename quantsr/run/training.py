@@ -8,6 +8,7 @@ import lightning
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from quantsr.data.files import stamp
 from quantsr.data.frames import FramesDataModule, sample_shapes
 from quantsr.data.sampling import check_batch_size
 from quantsr.data.trajectories import Trajectories, record
@@ -95,6 +96,7 @@ def record_pairs(
         "teacher": method.teacher.config,
         "weights": fingerprint(method.teacher),
         "data": {key: value for key, value in data_config.items() if key not in ("batch_size", "num_workers")},
+        "files": stamp(data.paths()[0]),
     }
     teacher = method.teacher.to(trainer.strategy.root_device)
     return record(teacher, data.calibration(), method.pairs, Path(cfg.cache_dir).expanduser() / "pairs", about)

@@ -56,15 +56,15 @@ class TestListClips:
 
 class TestDivide:
     def test_pattern_for_validation_never_calibrates(self):
-        calibration, validation = divide(NAMED, "0*", "*11", share=0.5, seed=0)
+        calibration, validation = divide(NAMED, "0*", "*11", share=0.5)
         assert calibration == [("000", 0), ("001", 1)] and validation == [("011", 2)]
 
     def test_else_a_share_of_what_the_pattern_chooses(self):
-        calibration, validation = divide(NAMED, "0*", None, share=0.34, seed=0)
+        calibration, validation = divide(NAMED, "0*", None, share=0.34)
         assert len(validation) == 1 and sorted(calibration + validation) == NAMED[:3]
 
     def test_several_patterns(self):
-        assert divide(NAMED, ["000", "1*"], None, share=0, seed=0)[0] == [("000", 0), ("100", 3)]
+        assert divide(NAMED, ["000", "1*"], None, share=0)[0] == [("000", 0), ("100", 3)]
 
 
 class TestOpenClips:

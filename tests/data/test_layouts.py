@@ -104,10 +104,10 @@ class TestBenchmarks:
         assert [match[0] for match in data.matches[1]] == ["clip0", "clip1", "clip2"]
         assert data.validation()[1]["name"] == "clip1"
 
-    def test_clean_images_are_degraded_the_same_for_the_same_seed(self, tmp_path):
+    def test_clean_images_are_degraded_the_same_for_every_seed(self, tmp_path):
         root = make(tmp_path, "urban100", Layout("HR"))
-        one, same, other = (build("urban100", root, seed=seed).validation()[0]["lq"] for seed in (0, 0, 1))
-        assert one.equal(same) and not one.equal(other)
+        one, other = (build("urban100", root, seed=seed).validation()[0]["lq"] for seed in (0, 1))
+        assert one.equal(other)
 
     def test_low_quality_images_beside_clean_ones_are_left_alone(self, tmp_path, save_image):
         root = make(tmp_path, "urban100", Layout("image_SRF_4", pattern="*_HR"))

@@ -44,6 +44,14 @@ def test_files_that_were_skipped_are_counted(data):
     assert "1 files skipped" in data.summary()
 
 
+def test_a_file_in_both_is_refused(image_folder):
+    both = [ImagesDataModule(image_folder, validation_share=share, crop=32) for share in (0.5, 1)]
+    with pytest.raises(
+        UserError, match=r"^4 files of data\.validation are in data\.calibration too, the first /.*png: "
+    ):
+        SeparateDataModule(*both).setup("fit")
+
+
 def test_images_and_clips_do_not_go_together(tmp_path):
     with pytest.raises(UserError, match=r"data\.calibration is of images, data\.validation of clips"):
         SeparateDataModule(ImagesDataModule(tmp_path), ClipsDataModule(tmp_path))

@@ -114,6 +114,16 @@ class TestTrain:
         files = [folder / "artefact" / "student.safetensors" for folder in (tmp_path, quantvsr[0])]
         assert files[0].read_bytes() == files[1].read_bytes()
 
+    def test_other_files_of_the_same_names_are_not_taken_for_those_of_the_pairs(self, run, video_micro, tmp_path):
+        (tmp_path / "photos").mkdir()
+        for number, side in enumerate((80, 96)):
+            for photo in range(3):
+                picture(10 * number + photo, side=side).save(tmp_path / "photos" / f"{photo}.png")
+            options = [f"data.root={tmp_path / 'photos'}", f"hydra.run.dir={tmp_path / str(number)}"]
+            result = run("train.py", *video_micro, *options)
+            assert result.code == 0, result.err
+            assert "trajectories  6" in result.out
+
     def test_configuration(self, quantvsr, video_teacher_file):
         cfg = OmegaConf.load(quantvsr[0] / "config.yaml")
         assert cfg.teacher.weights == str(video_teacher_file) and cfg.method.largest_rank == 8
