@@ -183,18 +183,34 @@ class StagedModule(LightningModule, ABC):
         optimizer.zero_grad()
         loss = sum(self._backward(stage, piece, share) for piece, share in pieces(batch, self.micro_batch))
         if not math.isfinite(loss.item()):
-            raise UserError(
-                f"the loss is {loss.item()} in stage {stage.name}, step {step + 1} of {stage.steps}: "
-                "lower the stage's learning rate; the last checkpoint is from before"
-            )
+            raise self._diverged("loss", loss)
         average_gradients(stage.parameters)
-        if stage.max_norm is not None:
-            nn.utils.clip_grad_norm_(stage.parameters, stage.max_norm)
         optimizer.step()
+        self.after_optimizer_step()
         if step == stage.steps - 1:  # Its moments are not needed again, in memory or in checkpoints.
             optimizer.zero_grad(set_to_none=True)
             optimizer.optimizer.state.clear()
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Look at the gradients and clip them; until now, mixed precision of 16 bits has had them scaled."""
+        stage = self.stage
+        norm = nn.utils.get_total_norm([p.grad for p in stage.parameters if p.grad is not None])
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # It leaves out steps that are not finite.
+        if scaler is None and not math.isfinite(norm.item()):
+            raise self._diverged("gradient", norm)
+        if stage.max_norm is not None:
+            nn.utils.clip_grads_with_norm_(stage.parameters, stage.max_norm, norm)
+
+    def after_optimizer_step(self) -> None:
+        """Put right what a step may have taken out of its bounds."""
+
+    def _diverged(self, what: str, value: Tensor) -> UserError:
+        stage, step = self.stage, self.locate(self.step_index)[1]
+        return UserError(
+            f"the {what} is {value.item()} in stage {stage.name}, step {step + 1} of {stage.steps}: "
+            "lower the stage's learning rate; the last checkpoint is from before"
+        )
 
     def _backward(self, stage: Stage, piece: Batch, share: float) -> Tensor:
         """Add the gradients of a piece of a batch; returns its share of the loss."""

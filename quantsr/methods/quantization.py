@@ -14,6 +14,7 @@ from quantsr.methods.base import StagedModule
 from quantsr.methods.stages import Batch, Stage
 from quantsr.quant.calibrate import mode, quantized_modules, settle, uncalibrated
 from quantsr.quant.layer import Mode
+from quantsr.quant.observer import Scale
 from quantsr.quant.prepare import is_attention, prepare
 from quantsr.quant.recipe import AttentionRecipe, LayerRecipe, Rule
 from quantsr.quant.spec import Bits
@@ -158,6 +159,11 @@ class QuantizationMethod(StagedModule):
             settle(self.student, joined_maximum)
 
         return step
+
+    def after_optimizer_step(self) -> None:
+        for module in self.student.modules():
+            if isinstance(module, Scale) and module.scale.requires_grad:
+                module.keep_positive()
 
     def check_calibrated(self) -> None:
         """Refuse to go on when a layer has seen no data."""

@@ -49,4 +49,4 @@ def weights_only(model: nn.Module) -> Iterator[None]:
 
 def power_error(own: Tensor, target: Tensor, power: float) -> Tensor:
     """|own - target|^power, summed over the channels (axis 1), averaged over everything else."""
-    return (own - target).abs().pow(power).sum(1).mean()
+    return (own.float() - target.float()).abs().pow(power).sum(1).mean()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from quantsr.quant.layer import Mode
-from quantsr.quant.observer import Observer
+from quantsr.quant.observer import Scale
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.recipe import AttentionRecipe
 
@@ -26,7 +26,7 @@ CHUNK = 2**21
 the caches of a CPU during the many element-wise steps; with 32 MiB they take twice the time."""
 
 
-class PairScale(Observer):
+class PairScale(Scale):
     """A scale d for one axis of a product's two factors: a d and b / d.
 
     Args:
@@ -38,14 +38,8 @@ class PairScale(Observer):
     """
 
     def __init__(self, alpha: float, size: int = 0, momentum: float = 0.9):
-        super().__init__()
-        self.alpha, self.momentum = alpha, momentum
-        self.scale = nn.Parameter(torch.full((size,), torch.nan))
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether d is known."""
-        return self.scale.numel() > 0 and not self.scale.isnan().any()
+        super().__init__(size, momentum)
+        self.alpha = alpha
 
     def allocate(self, size: int) -> None:
         """Give the scale its length, once."""
@@ -58,11 +52,9 @@ class PairScale(Observer):
         """Note the magnitudes ``(n,)`` of both factors in a calibration batch; :meth:`absorb` takes them into d."""
         self.note(torch.stack([resample(t, self.scale.numel()).clamp(min=1e-5) for t in (a, b)]))
 
-    @torch.no_grad()
     def absorb(self, pending: Tensor) -> None:
         """Average the magnitudes of one batch over all devices, as ``record`` noted them, into the scale."""
-        scale = (pending[1] / pending[0]) ** self.alpha
-        self.scale.copy_(torch.where(self.scale.isnan(), scale, self.scale.lerp(scale, 1 - self.momentum)))
+        self.average((pending[1] / pending[0]) ** self.alpha)
 
     def forward(self, size: int) -> Tensor:
         """d for an axis of ``size``."""

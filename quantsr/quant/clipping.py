@@ -1,6 +1,8 @@
 """Bounds of least squared error (OMSE, arXiv 1902.06822): a search over fractions of a tensor's extremes."""
 
 from collections.abc import Sequence
+from itertools import count
+from math import gcd
 
 import torch
 from torch import Tensor
@@ -35,16 +37,21 @@ def clipped_extremes(
     if granularity == "channel":
         rows = [piece.flatten(1) for piece in pieces]
     else:
-        rows = [_sampled(piece.flatten(1) if piece.ndim > 1 else piece[None]) for piece in pieces]
+        rows = [_sampled(piece if piece.ndim > 1 else piece[None]) for piece in pieces]
     best = [_least_error(row, qmin, qmax, symmetric) for row in rows]
     if granularity == "channel":
         return torch.stack([lower for lower, _ in best], 1), torch.stack([upper for _, upper in best], 1)
     return torch.stack([lower.min() for lower, _ in best]), torch.stack([upper.max() for _, upper in best])
 
 
-def _sampled(rows: Tensor) -> Tensor:
-    """At most ``SAMPLES`` values of each row, extremes among them."""
-    stride = -(-rows.shape[1] // SAMPLES)
+def _sampled(x: Tensor) -> Tensor:
+    """At most ``SAMPLES`` values of each entry along axis 0, and its extremes.
+
+    The stride has no factor in common with any axis: so the values come from all channels and positions.
+    """
+    rows = x.flatten(1)
+    smallest = -(-rows.shape[1] // SAMPLES)
+    stride = next(s for s in count(smallest) if all(gcd(s, size) == 1 for size in x.shape[1:]))
     lower, upper = extremes(rows, "channel", 1, (rows.shape[1],))
     return torch.cat([rows[:, ::stride], lower, upper], 1)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quantsr.quant.layer import QuantizedLayer
 from quantsr.quant.operation import Operation
+from quantsr.quant.precision import without_autocast
 from quantsr.quant.rounding import StoredRounding
 
 DAMPING = 0.01
@@ -41,7 +42,8 @@ def patches(operation: Operation, x: Tensor, kernel: torch.Size) -> Tensor:
 def second_moment(layer: QuantizedLayer, x: Tensor) -> Tensor:
     """H of a batch: sum over all positions of p p^T, ``(n, n)`` for patches p of the layer's transformed input."""
     rows = patches(layer.operation, layer.transformed_input(x.detach().float()), layer.weight.shape[2:])
-    return rows.T @ rows
+    with without_autocast(rows):
+        return rows.T @ rows
 
 
 def round_weight(

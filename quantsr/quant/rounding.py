@@ -50,10 +50,14 @@ class AdaptiveRounding(nn.Module):
         """Round for good."""
         self.hard.fill_(True)
 
+    def up(self) -> Tensor:
+        """What V leans to: 1 for up and 0 for down."""
+        return (self.logits >= 0).to(self.logits.dtype)
+
     def share(self) -> Tensor:
         """h(V): how much of a step each weight goes up, in [0, 1]."""
         if self.hard:
-            return (self.logits >= 0).to(self.logits.dtype)
+            return self.up()
         return (torch.sigmoid(self.logits) * (HIGHEST - LOWEST) + LOWEST).clamp(0, 1)
 
     def indecision(self, beta: float) -> Tensor:
@@ -66,15 +70,18 @@ class AdaptiveRounding(nn.Module):
         return ((2 * self.share() - 1).abs() >= 1 - 2 * margin).float().mean().item()
 
     def codes(self, w: Tensor, quantizer: Quantizer) -> Tensor:
-        """Codes of w, float32, of its shape; whole numbers once rounding is hard."""
-        scale, zero_point = (t.detach() for t in quantizer.qparams(w))
-        down = (w.detach().float() / scale).floor()
-        return (down + self.share() + zero_point).clamp(quantizer.spec.qmin, quantizer.spec.qmax)
+        """Codes of w, whole numbers in float32 of its shape: of what V leans to, also before rounding is hard."""
+        return self._codes(w, quantizer, self.up())
 
     def forward(self, w: Tensor, quantizer: Quantizer) -> Tensor:
-        """The values of the codes of w; only V takes a gradient."""
+        """The values of the codes of w, between two codes where rounding is soft; only V takes a gradient."""
         scale, zero_point = (t.detach() for t in quantizer.qparams(w))
-        return dequantize(self.codes(w, quantizer), scale, zero_point)
+        return dequantize(self._codes(w, quantizer, self.share()), scale, zero_point)
+
+    def _codes(self, w: Tensor, quantizer: Quantizer, share: Tensor) -> Tensor:
+        scale, zero_point = (t.detach() for t in quantizer.qparams(w))
+        down = (w.detach().float() / scale).floor()
+        return (down + share + zero_point).clamp(quantizer.spec.qmin, quantizer.spec.qmax)
 
     def extra_repr(self) -> str:
         return f"{math.prod(self.logits.shape)} weights"

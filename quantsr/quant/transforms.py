@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quantsr.quant.hadamard import factor, hadamard_transform, multiply, random_orthogonal
-from quantsr.quant.observer import Observer
+from quantsr.quant.observer import Scale
 from quantsr.quant.parts import even
 from quantsr.quant.precision import without_autocast
 
@@ -30,7 +30,7 @@ def channel_magnitude(x: Tensor, axis: int) -> Tensor:
     return torch.maximum(-lower, upper).clamp(min=1e-5)
 
 
-class Smoothing(Observer):
+class Smoothing(Scale):
     """Scale s and offset o per input channel: x becomes (x - o) / s, W becomes W s.
 
     LET of PassionSR (section 3.3); 1 / s is the phi of QArtSR.
@@ -54,26 +54,18 @@ class Smoothing(Observer):
         offset: bool = True,
         weight_alpha: float | None = None,
     ):
-        super().__init__()
-        self.axis, self.alpha, self.momentum = axis, alpha, momentum
+        super().__init__(channels, momentum)
+        self.axis, self.alpha = axis, alpha
         self.weight_alpha = alpha if weight_alpha is None else weight_alpha
-        self.scale = nn.Parameter(torch.full((channels,), torch.nan))
         self.offset = nn.Parameter(torch.zeros(channels)) if offset else None
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether s is known."""
-        return not self.scale.isnan().any()
 
     def record(self, x: Tensor, weight: Tensor) -> None:
         """Note the magnitudes of a calibration batch and of the weight; :meth:`absorb` takes them into s."""
         self.note(torch.stack([channel_magnitude(x, self.axis), channel_magnitude(weight, 1)]))
 
-    @torch.no_grad()
     def absorb(self, pending: Tensor) -> None:
         """Average the magnitudes of one batch over all devices, as ``record`` noted them, into s."""
-        scale = pending[0] ** self.alpha / pending[1] ** self.weight_alpha
-        self.scale.copy_(torch.where(self.scale.isnan(), scale, self.scale.lerp(scale, 1 - self.momentum)))
+        self.average(pending[0] ** self.alpha / pending[1] ** self.weight_alpha)
 
     def input(self, x: Tensor) -> Tensor:
         # (x - o) / s in one pass.

@@ -11,6 +11,7 @@ from quantsr.methods.quantization import PARTS
 from quantsr.quant.attention import PairScale, QuantizedAttention
 from quantsr.quant.calibrate import quantized_modules
 from quantsr.quant.layer import QuantizedLayer
+from quantsr.quant.observer import Scale
 from quantsr.quant.quantizer import Quantizer
 from quantsr.quant.spec import Bits
 from quantsr.quant.transforms import Smoothing
@@ -189,6 +190,12 @@ class TestTraining:
         method = build_method(PassionSR, steps=8, transform_lr=1e20, relative_lr=False)
         with pytest.raises(UserError, match=r"the loss is (nan|inf) in stage encoder\.transforms, step \d of 8"):
             fit(method)
+
+    def test_scales_stay_positive_however_far_a_step_goes(self, build_method, fit):
+        method = build_method(PassionSR, parts=["denoiser"], steps=3, transform_lr=2.0)
+        fit(method)
+        scales = [module.scale for module in method.student.modules() if isinstance(module, Scale)]
+        assert len(scales) > 50 and all((scale > 0).all() for scale in scales)
 
     @pytest.mark.parametrize(
         ("key", "change"),

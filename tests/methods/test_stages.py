@@ -127,6 +127,21 @@ def test_loss_that_is_no_number_names_stage_and_step(teacher, fit, step):
     assert all(vector.isfinite().all() for vector in toy.model.values())
 
 
+class Steep(Toy):
+    """The slope of its loss is infinite where the loss is 0."""
+
+    def loss(self, batch):
+        return super().loss(batch).sub(6).abs().sqrt()  # b and c have six ones, and a is 0.
+
+
+def test_gradient_that_is_no_number_stops_before_the_step(teacher, fit):
+    toy = Steep(teacher)
+    nn.init.zeros_(toy.model["a"])
+    with pytest.raises(UserError, match=r"^the gradient is nan in stage first, step 1 of 3: "):
+        fit(toy)
+    assert all(vector.isfinite().all() for vector in toy.model.values())
+
+
 class Keep(Callback):
     """Saves a checkpoint after every step."""
 

@@ -88,6 +88,14 @@ def test_patches_times_the_weight_are_the_layers_output(module_and_input):
     torch.testing.assert_close(product, rows, atol=1e-4, rtol=1e-4)
 
 
+def test_the_second_moment_does_not_depend_on_autocast(module_and_input, calibrate):
+    module, x = module_and_input
+    layer = calibrate(QuantizedLayer(module, recipe(3, rounding="stored", act=TOKENS)), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = second_moment(layer, x)
+    assert found.dtype == torch.float32 and torch.equal(found, second_moment(layer, x))
+
+
 @pytest.mark.parametrize(
     "options",
     [

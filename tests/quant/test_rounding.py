@@ -46,6 +46,14 @@ class TestAdaptive:
         adaptive.harden()
         assert torch.equal(adaptive.codes(weight, quantizer), quantizer.quantize(weight))
 
+    def test_codes_are_whole_before_it_is_hardened_too(self, adaptive, weight, quantizer):
+        """Of a checkpoint from within training: its values lie between codes, its codes are those it leans to."""
+        nn.init.normal_(adaptive.logits)
+        soft, codes = adaptive(weight, quantizer), adaptive.codes(weight, quantizer)
+        adaptive.harden()
+        assert torch.equal(codes, adaptive.codes(weight, quantizer))
+        assert not torch.equal(soft, adaptive(weight, quantizer))
+
     def test_codes_stay_within_one_step_of_the_nearest(self, adaptive, weight, quantizer):
         nn.init.normal_(adaptive.logits, std=20)
         adaptive.harden()

@@ -64,6 +64,19 @@ def test_a_scale_is_unknown_before_calibration():
     assert smoothing.calibrated
 
 
+def test_a_scale_that_training_takes_to_zero_stops_before(module_and_input):
+    module, x = module_and_input
+    smoothing = smoothing_for(module, x)
+    before = smoothing.scale.detach().clone()
+    smoothing.keep_positive()
+    assert torch.equal(smoothing.scale, before)
+    with torch.no_grad():
+        smoothing.scale[:3] = torch.tensor([0.0, -1e-3, -0.1])
+    smoothing.keep_positive()
+    assert (smoothing.scale > 0).all() and torch.equal(smoothing.scale[3:], before[3:])
+    assert_same_product(module, x, [smoothing])
+
+
 def test_the_offset_starts_at_zero_and_need_not_exist():
     assert torch.equal(Smoothing(3, -1).offset, torch.zeros(3))
     assert Smoothing(3, -1, offset=False).offset is None
