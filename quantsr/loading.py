@@ -12,6 +12,7 @@ from quantsr.deploy.artefact import load_student, read_config
 from quantsr.errors import UserError
 from quantsr.methods.quantization import QuantizationMethod
 from quantsr.metrics.operations import without_weights
+from quantsr.quant.calibrate import quantized_modules, uncalibrated
 from quantsr.quant.folded import fold
 from quantsr.teachers.base import Teacher
 from quantsr.teachers.files import load_teacher
@@ -92,6 +93,10 @@ def load_checkpoint_models(path: Path) -> tuple[Teacher, Teacher]:
         raise UserError(f"{path} holds no student but a teacher in training: its run leaves a teacher.safetensors")
     method.on_load_checkpoint(checkpoint)
     method.load_state_dict(checkpoint["state_dict"])
+    if missing := uncalibrated(quantized_modules(method.student)):
+        raise UserError(
+            f"{path} is from the beginning of its run, when {len(missing)} layers had no ranges yet: take a later one"
+        )
     return fold(method.student).freeze(), teacher
 
 

@@ -5,7 +5,9 @@ import torch
 from omegaconf import OmegaConf
 
 from quantsr.errors import UserError
-from quantsr.loading import build_architecture, teacher_of
+from quantsr.loading import build_architecture, load_models, teacher_of
+from quantsr.methods.minmax import MinMax
+from quantsr.quant.spec import Bits
 from quantsr.teachers.micro import MICRO
 from quantsr.teachers.one_step import OneStepTeacher
 
@@ -26,6 +28,24 @@ def test_artefact_names_its_teacher_by_a_loader():
 def test_no_other_code_is_called_by_a_file(config):
     with pytest.raises(UserError, match="give teacher=WEIGHTS"):
         teacher_of({"teacher": None, **config})
+
+
+def test_a_checkpoint_from_before_the_ranges_says_so(teacher, teacher_file, tmp_path):
+    method = MinMax(teacher, Bits(4, 4))
+    checkpoint = {"state_dict": method.state_dict()}
+    method.on_save_checkpoint(checkpoint)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(checkpoint, tmp_path / "checkpoints" / "last.ckpt")
+    bits = {"_target_": "quantsr.quant.spec.Bits", "weight": 4, "act": 4}
+    nodes = {
+        "method": {"_target_": "quantsr.methods.minmax.MinMax", "bits": bits},
+        "teacher": {"_target_": "quantsr.teachers.files.load_teacher", "weights": str(teacher_file)},
+    }
+    OmegaConf.save(OmegaConf.create({"seed": 0, **nodes}), tmp_path / "config.yaml")
+    with pytest.raises(
+        UserError, match=r"last\.ckpt is from the beginning of its run, when \d+ layers had no ranges yet"
+    ):
+        load_models(tmp_path / "checkpoints" / "last.ckpt", None, None)
 
 
 def test_architecture_takes_no_memory_and_no_files():

@@ -238,5 +238,11 @@ class QDiffusion(QuantizationMethod):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        written, here = len(checkpoint["quantsr"]["kept"]["batches"]), self._trainer.world_size if self._trainer else 1
+        if here > written:
+            raise UserError(
+                f"qdiffusion keeps the batches of every device, and this checkpoint has those of {written}: "
+                f"resume with trainer.devices={written}"
+            )
         self.decided, kept = checkpoint["quantsr"]["decided"], checkpoint["quantsr"]["kept"]
         self._kept = Kept(kept["stage"], kept["batches"][self.global_rank])

@@ -3,12 +3,14 @@
 import csv
 from copy import deepcopy
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 
 from quantsr.deploy.artefact import load_student, save_student
+from quantsr.errors import UserError
 from quantsr.methods.borders import recorded, tensor_of
 from quantsr.methods.qdiffusion import QDiffusion, power_error, weights_only
 from quantsr.quant.calibrate import mode, quantized_modules
@@ -294,6 +296,15 @@ class TestRun:
         """Inside a stage the kept batches come back; on a border there are none to come back."""
         resumed, whole = resume(build, stage)
         assert resumed.decided == whole.decided
+
+    def test_more_devices_than_it_was_saved_on_are_refused(self, build, fit, tmp_path):
+        whole = build(weight_steps=1, activation_steps=1)
+        checkpoint = {"state_dict": {}}
+        whole.on_save_checkpoint(checkpoint)
+        other = build(weight_steps=1, activation_steps=1)
+        other._trainer = SimpleNamespace(world_size=2)
+        with pytest.raises(UserError, match=r"has those of 1: resume with trainer\.devices=1$"):
+            other.on_load_checkpoint(checkpoint)
 
     def test_the_artefact_answers_bit_for_bit_as_what_was_saved(self, build, run_whole, teacher, batch, tmp_path):
         method, _ = run_whole(build())
