@@ -16,7 +16,8 @@ help:  ## List the targets
 .venv/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing quantsr and what it needs into .venv (several minutes the first time)"
-	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@# Python compiles what is imported; compiling all of 400 MB beforehand takes minutes.
+	@$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: .venv/.installed  ## Quantize the packaged teacher on packaged photographs, run it as integers (minutes, CPU)
