@@ -32,7 +32,7 @@ def by_tiles(
 
     Args:
         network: whose group norms are to see the whole of ``x``. One that is no torch module brings what measures and
-            applies statistics: ``network.shared_statistics()``.
+            applies statistics of one map at a time: ``network.shared_statistics()``.
         function, size, stride, scale: as :func:`quantsr.tiling.tiled` takes them; blended under Gaussian weights.
         x: ``(b, c, h, w)``.
         batch: tiles at a time. Statistics are measured tile by tile all the same: a tile is normalized by those of the
@@ -45,6 +45,8 @@ def by_tiles(
     if max(x.shape[-2:]) <= size:
         return function(x)
     own = getattr(network, "shared_statistics", None)
+    if own is not None and len(x) > 1:
+        return torch.cat([by_tiles(network, function, one, size, stride, scale, batch) for one in x.split(1)])
     statistics = SharedStatistics(network) if own is None else own()
     with torch.no_grad(), statistics.measured():
         for tile in scattered(x, size):

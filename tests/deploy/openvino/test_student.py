@@ -95,6 +95,16 @@ def test_any_size_runs_in_tiles_with_the_statistics_of_the_whole(artefact_of):
         assert psnr(exported(lq), student(lq)) > 40
 
 
+def test_an_image_in_tiles_comes_out_the_same_whatever_is_beside_it(artefact_of):
+    _, folder = artefact_of(MinMax)
+    exported = openvino.load(folder, "f32")
+    exported.tile = 2 * exported.size_multiple
+    lq = torch.rand(2, 3, 13, 9, generator=torch.Generator().manual_seed(6))
+    lq[1] = lq[1].round()
+    with torch.no_grad():
+        assert torch.equal(exported(lq), torch.cat([exported(image) for image in lq.split(1)]))
+
+
 def test_products_that_stay_in_floating_point_are_named(artefact_of):
     _, folder = artefact_of(SVDQuant, gptq=False, attention=True)
     _, floating, _ = openvino.export(folder)
