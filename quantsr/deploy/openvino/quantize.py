@@ -18,7 +18,7 @@ from openvino import Output
 from torch import Tensor
 
 from quantsr.quant.affine import SMALLEST_SCALE
-from quantsr.quant.quantizer import Quantizer
+from quantsr.quant.quantizer import RELEASED_SMALLEST_SCALE, Quantizer
 from quantsr.quant.spec import AffineSpec
 
 LEVELS = 256
@@ -109,7 +109,8 @@ def _dynamic(x: Output, spec: AffineSpec, axis: int) -> Quantized:
         span, codes = op.maximum(op.abs(lower), op.abs(upper)), spec.qmax
     else:
         span, codes = op.subtract(upper, lower), spec.qmax - spec.qmin
-    scale = op.maximum(op.divide(span, constant(codes)), constant(SMALLEST_SCALE)).output(0)
+    smallest = RELEASED_SMALLEST_SCALE if spec.as_released else SMALLEST_SCALE
+    scale = op.maximum(op.divide(span, constant(codes)), constant(smallest)).output(0)
     scaled = op.divide(x, scale)
     if spec.symmetric:
         zero_point = constant(-spec.qmin)

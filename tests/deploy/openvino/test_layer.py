@@ -61,6 +61,13 @@ def test_all_bits(module_and_input, calibrate, bits, symmetric):
     assert_same(FoldedLayer.of(make(module, x, {"weight": weight}, calibrate, bits=bits)), x)
 
 
+def test_the_released_codes_smallest_scale_is_kept(calibrate):
+    """Of inputs so small that it counts."""
+    options = {"act": {"range": "dynamic", "as_released": True}, "weight": {"granularity": "channel"}}
+    x = 2e-3 * torch.randn(1, 16, 8, 8)
+    assert_same(FoldedLayer.of(make(nn.Conv2d(16, 8, 1).requires_grad_(False), x, options, calibrate, bits=8)), x)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 @pytest.mark.parametrize("kind", ["linear", "1x1", "3x3", "strided"])
 def test_the_plugin_multiplies_integers(calibrate, kind, bits):
