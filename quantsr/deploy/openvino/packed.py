@@ -12,11 +12,14 @@ import torch
 from openvino import Output
 from torch import Tensor
 
+from quantsr.deploy.openvino.quantize import constant
 from quantsr.deploy.pack import pack_bits, unpack_bits
 
 TYPES = {2: ov.Type.u2, 4: ov.Type.u4, 8: ov.Type.u8}
 """What packs as our own artefact does; other widths take the next larger one: OpenVINO's u3 and u6 are laid out
 otherwise."""
+EXACT_IN_HALF = 2048
+"""The magnitude up to which float16 has all whole numbers."""
 SHORT = {torch.float16: ov.Type.f16, torch.bfloat16: ov.Type.bf16}
 
 
@@ -40,8 +43,8 @@ def expand(model: ov.Model, largest: int) -> None:
 
     Args:
         model: with packed codes.
-        largest: magnitude up to which int8 will do; weights beyond it become float16 constants, so that their products
-            are computed in floating point.
+        largest: magnitude up to which int8 will do; weights beyond it become constants in floating point, as do
+            their products then.
     """
     names = {kind.get_type_name(): width for width, kind in TYPES.items()}
     for convert in list(model.get_ordered_ops()):
@@ -52,19 +55,22 @@ def expand(model: ov.Model, largest: int) -> None:
         if width is None:
             continue
         packed = torch.from_numpy(np.array(source.data).reshape(-1).view(np.uint8))
-        values = unpack_bits(packed, width, list(source.get_shape())).numpy().astype(np.int16)
+        values = unpack_bits(packed, width, list(source.get_shape())).numpy().astype(np.float32)
         for user in list(convert.output(0).get_target_inputs()):
             subtract = user.get_node()
             if subtract.get_type_name() == "Subtract":
                 zero_point = subtract.input_value(1).get_node().data
-                subtract.output(0).replace(_numbers(values - zero_point.astype(np.int16), largest))
+                subtract.output(0).replace(_numbers(values - zero_point, largest))
             else:  # A zero point of 0 has been optimized away.
                 user.replace_source_output(_numbers(values, largest))
 
 
 def _numbers(values: np.ndarray, largest: int) -> Output:
-    """Whole numbers as float32, from int8 where they fit and none is beyond ``largest``, else from float16."""
-    kind = np.int8 if max(-values.min(), values.max()) <= largest and values.max() < 128 else np.float16
+    """Whole numbers as float32, from int8 where they fit and none is beyond ``largest``, else from floats."""
+    magnitude = np.abs(values).max()
+    if magnitude > EXACT_IN_HALF:  # As a zero point far off makes them.
+        return constant(values)
+    kind = np.int8 if magnitude <= largest and values.max() < 128 else np.float16
     return op.convert(op.constant(values.astype(kind)), np.float32).output(0)
 
 

@@ -36,8 +36,11 @@ def test_codes_come_back_from_disk(tmp_path, bits, shape):
     assert np.array_equal(value_of(loaded), expected)
 
 
-@pytest.mark.parametrize(("codes", "zero_point", "kind"), [(255, 128, "i8"), (0, 128, "i8"), (255, 100, "f16")])
-def test_what_fits_is_expanded_to_int8(codes, zero_point, kind):
+@pytest.mark.parametrize(
+    ("codes", "zero_point", "kind"),
+    [(255, 128, "i8"), (0, 128, "i8"), (255, 100, "f16"), (3, 2052, "f32"), (3, 40000, "f32"), (3, -40000, "f32")],
+)
+def test_what_fits_is_expanded_to_int8_and_the_rest_loses_nothing(codes, zero_point, kind):
     packed = packed_codes(torch.full((4, 4), codes, dtype=torch.uint8), torch.full((4, 1), float(zero_point)), 8)
     model = ov.Model([packed], [])
     expand(model, 128)
