@@ -42,13 +42,19 @@ def read_image(path: str | Path) -> Tensor:
 
     Raises:
         OSError: if the file is missing or is no readable image.
+        ValueError: if it holds numbers of 32 bits, as some TIFF files do.
     """
     with Image.open(path) as file:
         return rgb_pixels(file)
 
 
 def rgb_pixels(image: Image.Image) -> Tensor:
-    """The pixels of an image as :func:`read_image` returns them."""
+    """The pixels of an image as :func:`read_image` returns them.
+
+    Raises:
+        ValueError: numbers of 32 bits, or another mode that has no way to RGB.
+    """
+    check_mode(image)
     # Cameras store a portrait as a landscape with a note to turn it.
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
@@ -56,6 +62,12 @@ def rgb_pixels(image: Image.Image) -> Tensor:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     pixels = np.array(image.convert("RGB"))
     return rearrange(torch.from_numpy(pixels), "h w c -> c h w").contiguous()
+
+
+def check_mode(image: Image.Image) -> None:
+    """Refuse numbers of 32 bits with a ValueError: Pillow would cut them off at 255."""
+    if image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode} has no range that is known: convert it to RGB or L first")
 
 
 def list_images(root: str | Path, pattern: str = "*") -> list[Path]:
@@ -121,6 +133,7 @@ def image_size(path: Path, checksums: bool = False) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as file:
+            check_mode(file)
             width, height = file.size
             # Of a PNG without the tag in front, Pillow would decode all to look for it behind.
             tags = file.getexif() if file.format != "PNG" or "exif" in file.info else {}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from quantsr.data.files import list_images, read_folder, read_image
+from quantsr.data.files import Unusable, image_size, list_images, read_folder, read_image
 from quantsr.errors import UserError
 
 
@@ -38,6 +38,17 @@ def test_modes_become_rgb(tmp_path, mode, pixel, rgb):
 def test_16_bit_gray_is_scaled(tmp_path):
     Image.fromarray(np.full((4, 4), 40 * 256, np.uint16)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png").unique().tolist() == [40]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_numbers_of_32_bits_are_left_out_instead_of_cut_off(tmp_path, save_image, mode):
+    save_image(tmp_path / "good.png")
+    Image.new(mode, (64, 64), 300).save(tmp_path / "a.tif")
+    _, skipped = read_folder(tmp_path)
+    reason = f"mode {mode} has no range that is known: convert it to RGB or L first"
+    assert skipped == [("a.tif", f"not readable ({reason})")]
+    with pytest.raises(Unusable, match=f"mode {mode} has no range"):
+        image_size(tmp_path / "a.tif")
 
 
 def test_portrait_stored_lying_is_turned_upright(tmp_path):
