@@ -119,12 +119,14 @@ def write_video(path: str | Path, frames: Iterable[Tensor], fps: Fraction | floa
         fps: frames per second.
 
     Raises:
-        UserError: if the name has another ending or PyAV was built without H.264.
+        UserError: if the name has another ending or is a folder's, or PyAV was built without H.264.
         ValueError: if there are no frames, or frames of two sizes.
     """
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise UserError(f"Videos are written as mp4: give a name that ends in .mp4, not {path.name}.")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, and the video would have that name: give another name.")
     if "libx264" not in av.codecs_available:
         raise UserError("This PyAV cannot write H.264: install the wheel of PyPI (pip install --force-reinstall av).")
     unfinished = path.with_suffix(".unfinished")

@@ -15,7 +15,7 @@ from quantsr.data.degradations import to_float
 from quantsr.data.files import EXTENSIONS, Unusable, list_images, read_one, read_usable, warn_skipped
 from quantsr.data.video import open_frames, write_video
 from quantsr.deploy.progress import Bars
-from quantsr.deploy.saving import output_file, output_folder, save_image, saved
+from quantsr.deploy.saving import check_fits, free_file, output_file, output_folder, save_image, saved
 from quantsr.errors import UserError
 from quantsr.evaluation.outputs import FRAMES_PER_SECOND, as_saved
 from quantsr.upscaling import stream_frames
@@ -82,37 +82,50 @@ def upscale_clip(
 def _image(pipe: Pipeline, path: Path, output: Path | None, bars: Bars) -> Any:
     pixels = read_one(path)
     target = None if output is None else output_file(output, path, EXTENSIONS, path.name)
+    if target is not None:
+        _check_fits(f"The image {path.absolute()} is", pixels.shape[-2:], pipe.scale, target)
     sr = pipe.restore(to_float(pixels)[None], bars)[0]
     return to_pil_image(as_saved(sr)) if target is None else save_image(sr, target)
 
 
 def _folder(pipe: Pipeline, source: Path, output: Path, bars: Bars) -> list[Path]:
-    """Every image by itself; those that cannot be read are left out, and named at the end."""
+    """Every image by itself; those that cannot be read or written are left out, and named at the end."""
     paths, folder = list_images(source), output_folder(output, source)
-    written, skipped = [], []
-    for path in bars.over(paths, "images", len(paths)):
+    targets, written, skipped = [free_file(folder / path.name) for path in paths], [], []
+    for path, target in bars.over(zip(paths, targets, strict=True), "images", len(paths)):
         try:
             pixels = read_usable(path)
+            check_fits(pixels.shape[-2:], pipe.scale, target)
         except Unusable as reason:
             skipped.append((path.name, str(reason)))
             continue
         sr = pipe.restore(to_float(pixels)[None], bars)[0]
-        written.append(save_image(sr, folder / path.name))
+        written.append(save_image(sr, target))
     warn_skipped(skipped)
     if not written:
         name, reason = skipped[0]
-        raise UserError(f"None of the {len(paths)} images in {source.absolute()} can be read: {name} is {reason}.")
+        raise UserError(f"None of the {len(paths)} images in {source.absolute()} can be used: {name} is {reason}.")
     return written
 
 
 def _clip(pipe: Pipeline, clip: Frames, output: Path, bars: Bars) -> Path | list[Path]:
     """Frames become frames of the same names, unless a video is asked for; a video becomes a video."""
-    clip.check(decode_to=1)
+    clip.check()  # All of it: decoding takes far less time than what would be lost.
     if isinstance(clip, FolderFrames) and output.suffix.lower() not in VIDEO:
         folder = output_folder(output, clip.path)
-        images = [folder / path.name for path in clip.paths]
+        images = [free_file(folder / path.name) for path in clip.paths]
+        for image in images:
+            _check_fits(f"Frames of {clip.path.absolute()} are", clip.size, pipe.scale, image)
         upscale_clip(pipe, clip, images=images, bars=bars)
         return images
     video = output_file(output, clip.path, VIDEO, f"{clip.path.stem}.mp4")
     upscale_clip(pipe, clip, video, bars=bars)
     return video
+
+
+def _check_fits(what: str, size: tuple[int, int], scale: int, target: Path) -> None:
+    """:func:`check_fits` with a UserError that begins with ``what``."""
+    try:
+        check_fits(size, scale, target)
+    except Unusable as reason:
+        raise UserError(f"{what} {reason}: give an output= of another ending.") from reason

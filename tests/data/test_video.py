@@ -158,6 +158,13 @@ class TestFailures:
         with pytest.raises(UserError, match=r"ends in \.mp4, not a\.avi"):
             write_video(tmp_path / "a.avi", clip(), fps=25)
 
+    def test_a_folder_of_that_name_is_refused_before_a_frame_is_asked_for(self, tmp_path):
+        (tmp_path / "a.mp4").mkdir()
+        frames = iter(clip())
+        with pytest.raises(UserError, match=r"a\.mp4 is a folder"):
+            write_video(tmp_path / "a.mp4", frames, fps=25)
+        assert len(list(frames)) == len(clip())
+
     def test_no_encoder(self, tmp_path, monkeypatch):
         monkeypatch.setattr(av, "codecs_available", set())
         with pytest.raises(UserError, match=r"cannot write H\.264"):

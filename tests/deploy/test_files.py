@@ -62,6 +62,17 @@ def video(frames, tmp_path) -> Path:
     return tmp_path / "some clip.mp4"
 
 
+@pytest.fixture
+def no_work(monkeypatch):
+    """What is refused is refused before it."""
+
+    def fail(*_):
+        raise AssertionError("a model was called")
+
+    monkeypatch.setattr("quantsr.teachers.one_step.OneStepTeacher.forward", fail)
+    monkeypatch.setattr("quantsr.teachers.mgldvsr.MGLDVSRTeacher.forward", fail)
+
+
 class TestImage:
     @pytest.mark.parametrize("output", ["large.png", "new/large.png", "new"])
     def test_output_is_a_file_or_a_folder(self, pipe, photo, tmp_path, output):
@@ -89,6 +100,26 @@ class TestImage:
             pipe(photo, output=tmp_path / "large.gif")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.png", "photo.png"]
 
+    def test_where_nothing_can_be_written(self, pipe, photo, tmp_path, no_work):
+        (tmp_path / "folder.png").mkdir()
+        with pytest.raises(UserError, match=r"folder\.png is a folder"):
+            pipe(photo, output=tmp_path / "folder.png")
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(UserError, match=r"nothing can be written into a folder .*file"):
+            pipe(photo, output=tmp_path / "file" / "large.png")
+        with pytest.raises(UserError, match="nothing can be written into a folder /proc"):
+            pipe(photo, output="/proc/large.png")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png", "photo.png"]
+
+    @pytest.mark.parametrize(("ending", "side"), [("webp", 16383), ("jpg", 65500)])
+    def test_results_that_a_format_does_not_hold(self, pipe, tmp_path, no_work, ending, side):
+        Image.new("RGB", (side // 4 + 1, 1)).save(tmp_path / "wide.png")
+        size = f"{4 * (side // 4 + 1)}x4"
+        with pytest.raises(
+            UserError, match=rf"wide\.png is of {size} pixels once upscaled, and \.{ending} holds {side}"
+        ):
+            pipe(tmp_path / "wide.png", output=tmp_path / f"large.{ending}")
+
     def test_a_model_of_clips_takes_none(self, video_pipe, photo):
         with pytest.raises(UserError, match="give it a clip, not an image"):
             video_pipe(photo)
@@ -111,6 +142,24 @@ class TestFolder:
         assert len(written) == 3 and not (tmp_path / "out" / "broken.png").exists()
         assert [record.getMessage().split(":")[0] for record in caplog.records] == ["skipped broken.png"]
 
+    def test_results_that_a_format_does_not_hold_are_left_out_too(self, pipe, folder, tmp_path, caplog):
+        Image.new("RGB", (16384 // 4, 1)).save(folder / "b.webp")
+        with caplog.at_level(logging.WARNING):
+            written = pipe(folder, output=tmp_path / "out")
+        assert [path.name for path in written] == ["a.JPG", "b.png", "c.webp"]
+        assert "skipped b.webp: of 16384x4 pixels once upscaled" in caplog.text
+
+    def test_refused_before_any_work(self, pipe, folder, tmp_path, no_work):
+        (tmp_path / "out" / "c.webp").mkdir(parents=True)
+        with pytest.raises(UserError, match=r"c\.webp is a folder, and a result would have that name"):
+            pipe(folder, output=tmp_path / "out")
+        for name in ("large.mp4", "large.png"):
+            with pytest.raises(UserError, match="is named like a file, and there are several results: give a folder"):
+                pipe(folder, output=tmp_path / name)
+        with pytest.raises(UserError, match="nothing can be written into a folder /proc"):
+            pipe(folder, output="/proc/large")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
     def test_refused(self, pipe, folder, tmp_path):
         with pytest.raises(UserError, match=r"say where the results of .*in go: output=FOLDER"):
             pipe(folder)
@@ -122,7 +171,7 @@ class TestFolder:
         with pytest.raises(UserError, match="No image in"):
             pipe(tmp_path / "empty", output=tmp_path / "out")
         (tmp_path / "empty" / "broken.png").write_bytes(b"no image")
-        with pytest.raises(UserError, match=r"None of the 1 images in .*empty can be read: broken\.png is not"):
+        with pytest.raises(UserError, match=r"None of the 1 images in .*empty can be used: broken\.png is not"):
             pipe(tmp_path / "empty", output=tmp_path / "out")
 
 
@@ -162,6 +211,26 @@ class TestClip:
         with pytest.raises(UserError, match=r"f9\.png has 12x12 pixels"):
             video_pipe(frames, output=tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("ending", ["png", "jpg"])
+    def test_so_is_one_that_ends_early(self, video_pipe, frames, tmp_path, no_work, ending):
+        picture(9, side=64).resize((8, 8)).save(frames / f"f9.{ending}")
+        whole = (frames / f"f9.{ending}").read_bytes()
+        (frames / f"f9.{ending}").write_bytes(whole[: len(whole) - 40])
+        with pytest.raises(UserError, match=rf"f9\.{ending} is not readable"):
+            video_pipe(frames, output=tmp_path / "large.mp4")
+
+    def test_a_folder_in_the_place_of_a_result_too(self, video_pipe, frames, video, tmp_path, no_work):
+        (tmp_path / "folder.mp4").mkdir()
+        (tmp_path / "out" / "f2.png").mkdir(parents=True)
+        with pytest.raises(UserError, match=r"folder\.mp4 is a folder, and a result would have that name"):
+            video_pipe(video, output=tmp_path / "folder.mp4")
+        with pytest.raises(UserError, match=r"f2\.png is a folder"):
+            video_pipe(frames, output=tmp_path / "out")
+
+    def test_a_result_of_another_name_may_lie_beside_the_input(self, pipe, video):
+        other = video.rename(video.with_suffix(".mov"))
+        assert pipe(other, output=video.parent) == video
 
 
 def test_a_clip_becomes_frames_and_a_video_at_once(pipe, frames, tmp_path):
