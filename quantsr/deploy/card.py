@@ -56,8 +56,8 @@ def model_card(config: dict[str, Any]) -> str:
         call,
         "```",
         "",
-        "By default inference is simulated quantization: weights are unpacked to float, activations are rounded in "
-        "float.",
+        "`pipe.runtime` says what computes: `openvino` on a CPU, once exported, and `triton` on a GPU multiply "
+        "integers; `torch` simulates them, with weights unpacked to float and activations rounded in float.",
         "",
     ]
     return with_front_matter(front_matter(config), "\n".join(lines))

@@ -11,6 +11,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from quantsr.deploy.artefact import CONFIG, WEIGHTS, read_config
 from quantsr.deploy.card import front_matter, model_card, with_front_matter
+from quantsr.deploy.exported import FOLDER as EXPORTED
+from quantsr.deploy.saving import writable_folder
 from quantsr.errors import UserError
 
 CARD = "README.md"
@@ -63,19 +65,22 @@ class OnTheHub(ABC):
         return cls.load(path, runtime, device)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the artefact to ``folder``, its card with the hub's front matter; other files there stay.
+        """Write the artefact to ``folder``, its own card with the hub's front matter, in place of another there.
+
+        Other files there stay, but not models that were exported of the artefact that it replaces.
 
         Raises:
-            UserError: the pipeline is from no artefact, or ``folder`` is the artefact's own.
+            UserError: the pipeline is from no artefact, ``folder`` is the artefact's own, or it takes no files.
         """
         source, folder = self._artefact(), Path(folder).expanduser()
         if folder.resolve() == source.resolve():
             raise UserError(f"the artefact is in {folder} already: give another folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        writable_folder(folder)
         for name in (CONFIG, WEIGHTS):
             unfinished = folder / f"{name}.unfinished"
             shutil.copyfile(source / name, unfinished)
             unfinished.replace(folder / name)
+        shutil.rmtree(folder / EXPORTED, ignore_errors=True)
         (folder / CARD).write_text(card_of(source))
         return folder
 

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 import quantsr
-from quantsr.deploy import hub
+from quantsr.deploy import hub, openvino
 from quantsr.deploy.pipeline import Pipeline
 from quantsr.errors import UserError
 from tests.conftest import micro_teacher
@@ -35,6 +35,18 @@ class TestSave:
         pipe.save_pretrained(tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["LICENSE", *NAMES]
 
+    def test_models_exported_of_the_student_that_was_there_do_not_stay(self, pipe, lq, dynamic_run, tmp_path):
+        shutil.copytree(dynamic_run / "artefact", tmp_path / "copy")
+        openvino.export(tmp_path / "copy")
+        loaded = quantsr.load(pipe.save_pretrained(tmp_path / "copy"), device="cpu")
+        assert loaded.runtime == "torch" and torch.equal(loaded(lq), pipe(lq))
+        assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == NAMES
+
+    def test_where_nothing_can_be_written(self, pipe, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(UserError, match=r"nothing can be written into a folder .*file"):
+            pipe.save_pretrained(tmp_path / "file")
+
     def test_onto_itself(self, pipe, image_run):
         with pytest.raises(UserError, match=r"is in .* already: give another folder"):
             pipe.save_pretrained(image_run / "artefact")
@@ -55,6 +67,10 @@ class TestCard:
             "metrics": ["psnr", "ssim"],
         }
         assert "| student | 25.12 | 0.7500 |" in card.text and "quantsr.load" in card.text
+
+    def test_runtimes_are_told_apart(self, pipe, tmp_path):
+        text = " ".join((pipe.save_pretrained(tmp_path) / "README.md").read_text().split())
+        assert "`openvino` on a CPU, once exported, and `triton` on a GPU multiply integers" in text
 
     def test_students_of_other_teachers_inherit_a_licence_that_is_not_known_here(self, video_run, tmp_path):
         data = ModelCard.load(quantsr.load(video_run).save_pretrained(tmp_path) / "README.md").data

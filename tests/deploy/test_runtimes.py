@@ -1,6 +1,7 @@
 """The first runtime that can be used is taken; one that cannot says why."""
 
 import sys
+from pathlib import Path
 from shutil import copytree
 from types import ModuleType
 
@@ -76,6 +77,38 @@ def test_openvino_takes_clips(video_run):
 
 def test_openvino_says_what_it_cannot_take(image_run, monkeypatch):
     monkeypatch.setattr("quantsr.deploy.runtimes.openvino.find_spec", lambda name: None)
+@pytest.fixture
+def exported(image_run, tmp_path) -> Path:
+    """An exported run."""
+    openvino.export(copytree(image_run, tmp_path / "run"))
+    return tmp_path / "run"
+
+
+def test_an_export_that_is_not_whole_is_none(exported):
+    folder = exported / "artefact" / "openvino"
+    for name in ("decoder.bin", "denoiser.xml", "openvino.json"):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        assert quantsr.load(exported, device="cpu").runtime == "torch"
+        (folder / name).write_bytes(content[: len(content) // 2])
+        assert quantsr.load(exported, device="cpu").runtime == "torch"
+        (folder / name).write_bytes(content)
+    assert quantsr.load(exported, device="cpu").runtime == "openvino"
+
+
+def test_nor_is_one_of_other_weights(exported, dynamic_run, lq):
+    copytree(dynamic_run / "artefact", exported / "artefact", dirs_exist_ok=True)
+    pipe = quantsr.load(exported, device="cpu")
+    assert pipe.runtime == "torch" and torch.equal(pipe(lq), quantsr.load(dynamic_run, device="cpu")(lq))
+
+
+def test_an_exported_model_that_cannot_be_read(exported):
+    path = exported / "artefact" / "openvino" / "decoder.xml"
+    path.write_bytes(b"?" * path.stat().st_size)
+    with pytest.raises(UserError, match=r"decoder\.xml cannot be read: run export\.py again"):
+        quantsr.load(exported, device="cpu")
+
+
     with pytest.raises(UserError, match=r"the package openvino is missing: pip install 'quantsr\[openvino\]'"):
         quantsr.load(image_run, runtime="openvino", device="cpu")
 

@@ -11,6 +11,7 @@ import openvino as ov
 
 from quantsr import __version__
 from quantsr.deploy.artefact import artefact_folder, load_student
+from quantsr.deploy.exported import CONFIG, FOLDER, digest, size_of
 from quantsr.deploy.openvino import attention, layer, mgldvsr, one_step
 from quantsr.deploy.openvino.convert import convert
 from quantsr.deploy.openvino.packed import shorten
@@ -21,7 +22,6 @@ from quantsr.teachers.base import Teacher
 from quantsr.teachers.mgldvsr import MGLDVSRTeacher
 from quantsr.teachers.one_step import OneStepTeacher
 
-FOLDER, CONFIG = "openvino", "openvino.json"
 EXAMPLE = 16
 """Side in latent pixels of what networks are traced with; sizes stay open."""
 
@@ -64,10 +64,11 @@ def export(folder: str | Path) -> tuple[Path, list[Floating], dict[str, int]]:
     sizes = {}
     for part, model in models(student):
         ov.save_model(model, unfinished / f"{part}.xml", compress_to_fp16=False)
-        sizes[part] = sum(path.stat().st_size for path in unfinished.glob(f"{part}.*"))
+        sizes[part] = size_of(unfinished, part)
     about = {
         "quantsr": __version__,
         "openvino": ov.__version__,
+        "student": digest(target.parent),
         "floating": [asdict(f) for f in floating],
         "bytes": sizes,
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from quantsr.deploy.artefact import read_config
+from quantsr.deploy.exported import is_exported
 from quantsr.teachers.base import Teacher
 
 
@@ -21,8 +22,8 @@ def available(folder: Path, device: str) -> str | None:
 
 
 def ready(folder: Path) -> bool:
-    """Whether ``export.py`` has written the models."""
-    return (folder / "openvino").is_dir()
+    """Whether ``export.py`` has written the models of this student."""
+    return is_exported(folder)
 
 
 def load(folder: Path, device: str) -> Teacher:
