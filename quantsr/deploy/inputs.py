@@ -1,6 +1,7 @@
 """What a pipeline is called with in memory: checked, made a tensor, and the result made the same kind again.
 
-PIL image            any mode; grayscale becomes RGB, transparency is dropped, 16-bit gray is reduced to 8 bits
+PIL image            any mode that Pillow makes RGB, but for I and F (32 bits); grayscale becomes RGB, transparency is
+                     dropped, 16-bit gray is reduced to 8 bits
 NumPy array          ``(h, w, 3)``, or ``(h, w)``, ``(h, w, 1)`` (gray) or ``(h, w, 4)`` (transparency is dropped)
 tensor               ``(3, h, w)``, ``(b, 3, h, w)`` or a clip ``(b, t, 3, h, w)``
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from quantsr.data.degradations import to_float
-from quantsr.data.files import rgb_pixels
+from quantsr.data.files import DAMAGE, rgb_pixels
 from quantsr.errors import UserError
 from quantsr.evaluation.outputs import as_saved
 
@@ -55,9 +56,10 @@ def read_input(x: Any) -> Given:
 
 
 def _from_pil(image: Image.Image) -> Given:
-    if image.mode in ("I", "F"):
-        raise UserError(f"a PIL image of mode {image.mode} has no range that is known: convert it to RGB or L first")
-    pixels = to_float(rgb_pixels(image))[None]
+    try:
+        pixels = to_float(rgb_pixels(image))[None]
+    except DAMAGE as error:  # A file is read only now.
+        raise UserError(f"the PIL image cannot be made RGB: {error}") from error
     return Given(_sized(pixels), lambda sr: to_pil_image(as_saved(sr[0])))
 
 
@@ -68,8 +70,9 @@ def _from_array(array: np.ndarray) -> Given:
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise UserError(f"an array is uint8 or float in [0, 1], not {array.dtype}")
     channels = np.repeat(array.reshape(*array.shape[:2], 1), 3, 2) if gray else array[..., :3]
-    # A copy: torch takes neither negative strides nor arrays that are read-only.
-    pixels = rearrange(torch.from_numpy(channels.copy()), "h w c -> 1 c h w")
+    # A copy: torch takes neither negative strides nor arrays that are read-only, nor every type of float.
+    channels = channels.astype(np.uint8 if array.dtype == np.uint8 else np.float32)
+    pixels = rearrange(torch.from_numpy(channels), "h w c -> 1 c h w")
 
     def back(sr: Tensor) -> np.ndarray:
         result = rearrange(sr[0].cpu(), "c h w -> h w c")
@@ -85,6 +88,8 @@ def _from_tensor(x: Tensor) -> Given:
         raise UserError(
             f"a tensor is (3, h, w), (b, 3, h, w) or a clip (b, t, 3, h, w) of RGB, not of shape {tuple(x.shape)}"
         )
+    if x.is_meta:
+        raise UserError("a tensor on the device meta has no values")
     if not x.is_floating_point():
         raise UserError(f"a tensor is float in [0, 1], not {x.dtype}: divide 8-bit values by 255")
     pixels = _sized(_ranged(x if x.ndim > 3 else x[None]))

@@ -63,7 +63,7 @@ class TestKinds:
         sr = pipe(np.array(photo))
         assert sr.dtype == np.uint8 and np.array_equal(sr, np.array(pipe(photo)))
 
-    @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.longdouble, ">f4"])
     def test_array_of_floats(self, pipe, photo, dtype):
         array = (np.array(photo) / 255).astype(dtype)
         sr = pipe(array)
@@ -159,7 +159,9 @@ class TestRefused:
             "array up to 255": (np.full((8, 8, 3), 255.0), "not from 255 to 255"),
             "array, channels first": (np.zeros((3, 8, 8)), r"\(h, w, 3\), not of shape \(3, 8, 8\)"),
             "arrays": (np.zeros((2, 8, 8, 3)), "give several as a tensor"),
-            "PIL without a range": (Image.new("F", (8, 8)), "mode F"),
+            "PIL without a range": (Image.new("F", (8, 8)), "cannot be made RGB: mode F has no range"),
+            "PIL without a way to RGB": (Image.new("La", (8, 8)), "cannot be made RGB: .*La"),
+            "without values": (torch.zeros(3, 8, 8, device="meta"), "on the device meta has no values"),
         }.values(),
     )
     def test_inputs(self, pipe, x, words):
@@ -170,6 +172,15 @@ class TestRefused:
     def test_output_for_what_is_in_memory(self, pipe, photo):
         with pytest.raises(UserError, match="output= is where results of files go"):
             pipe(photo, output="x.png")
+    def test_a_pil_image_of_a_file_that_ends_early(self, pipe, tmp_path):
+        picture(0, side=64).save(tmp_path / "whole.png")
+        (tmp_path / "a.png").write_bytes((tmp_path / "whole.png").read_bytes()[:200])
+        with (
+            pytest.raises(UserError, match=r"cannot be made RGB: .*truncated"),
+            Image.open(tmp_path / "a.png") as image,
+        ):
+            pipe(image)
+
 
     def test_images_for_a_model_of_clips(self, video_run, photo):
         pipe = quantsr.load(video_run, device="cpu")
