@@ -25,14 +25,20 @@ def checked_device(device: str | None) -> str:
     """``device``, or a GPU if there is one.
 
     Raises:
-        UserError: no such device exists.
+        UserError: it is neither a CPU nor a GPU, or beyond the GPUs that there are.
     """
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return str(torch.device(device))
-    except RuntimeError as error:
-        raise UserError(f"device takes cpu, cuda or cuda:NUMBER, not {device!r}") from error
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise UserError(f"device takes cpu, cuda or cuda:NUMBER, not {device!r}")
+    count = torch.cuda.device_count()
+    if found.type == "cuda" and 0 < count <= (found.index or 0):  # Without any, it is for the runtime to say.
+        raise UserError(f"there is no device={device}: GPUs are counted from cuda:0, and PyTorch sees {count}")
+    return str(found)
 
 
 class Pipeline(OnTheHub):

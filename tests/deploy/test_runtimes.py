@@ -49,8 +49,9 @@ def test_a_runtime_by_name(fast, image_run):
 def test_unknown_names(image_run):
     with pytest.raises(UserError, match=r"runtime takes one of \['auto', .*'torch'\], not 'fastest'"):
         quantsr.load(image_run, runtime="fastest")
-    with pytest.raises(UserError, match="device takes cpu, cuda or cuda:NUMBER, not 'gpu'"):
-        quantsr.load(image_run, device="gpu")
+    for device in ("gpu", "mps", "meta"):
+        with pytest.raises(UserError, match=f"device takes cpu, cuda or cuda:NUMBER, not '{device}'"):
+            quantsr.load(image_run, device=device)
 
 
 def test_a_gpu_that_is_not_there(image_run, monkeypatch):
@@ -58,6 +59,12 @@ def test_a_gpu_that_is_not_there(image_run, monkeypatch):
     with pytest.raises(UserError, match="runtime=torch cannot be used here: PyTorch sees no GPU for device=cuda"):
         quantsr.load(image_run, device="cuda", runtime="torch")
     assert quantsr.load(image_run).device.type == "cpu"
+
+
+def test_a_gpu_beyond_those_that_are_there(image_run, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match="there is no device=cuda:2: GPUs are counted from cuda:0, and PyTorch sees 2"):
+        quantsr.load(image_run, device="cuda:2")
 
 
 def test_openvino_is_taken_by_itself_once_a_student_was_exported(image_run, tmp_path):
@@ -70,13 +77,6 @@ def test_openvino_is_taken_by_itself_once_a_student_was_exported(image_run, tmp_
     assert pipe(torch.rand(3, 9, 7)).shape == (3, 36, 28)
 
 
-def test_openvino_takes_clips(video_run):
-    pipe = quantsr.load(video_run, runtime="openvino", device="cpu")
-    assert pipe(torch.rand(1, 4, 3, 9, 7)).shape == (1, 4, 3, 36, 28)
-
-
-def test_openvino_says_what_it_cannot_take(image_run, monkeypatch):
-    monkeypatch.setattr("quantsr.deploy.runtimes.openvino.find_spec", lambda name: None)
 @pytest.fixture
 def exported(image_run, tmp_path) -> Path:
     """An exported run."""
@@ -109,6 +109,13 @@ def test_an_exported_model_that_cannot_be_read(exported):
         quantsr.load(exported, device="cpu")
 
 
+def test_openvino_takes_clips(video_run):
+    pipe = quantsr.load(video_run, runtime="openvino", device="cpu")
+    assert pipe(torch.rand(1, 4, 3, 9, 7)).shape == (1, 4, 3, 36, 28)
+
+
+def test_openvino_says_what_it_cannot_take(image_run, monkeypatch):
+    monkeypatch.setattr("quantsr.deploy.runtimes.openvino.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"the package openvino is missing: pip install 'quantsr\[openvino\]'"):
         quantsr.load(image_run, runtime="openvino", device="cpu")
 
