@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any, Self
 
 import torch
@@ -65,6 +66,8 @@ class Pipeline(OnTheHub):
         folder: Path | None = None,
     ):
         self.model, self.device, self.runtime, self.folder = model, torch.device(device), runtime, folder
+        # Tiles change what is in the model while they go through: calls from other threads wait.
+        self._lock = RLock()
 
     @classmethod
     def load(cls, path: str | Path, runtime: str = runtimes.AUTO, device: str | None = None) -> Self:
@@ -160,7 +163,7 @@ class Pipeline(OnTheHub):
             UserError: something is wrong with ``x`` or an option; nothing is computed then. In a folder of images,
                 unreadable ones are left out and named at the end.
         """
-        with self._tiles(tile, batch), Bars(progress) as bars:
+        with self._lock, self._tiles(tile, batch), Bars(progress) as bars:
             if isinstance(x, str | os.PathLike):
                 return upscale_files(self, Path(x), output, bars)
             if output is not None:
@@ -191,15 +194,16 @@ class Pipeline(OnTheHub):
         """
         self.check_takes(pixels.ndim == 5)
         bars, run = bars or Bars(False), on_device(self.model, self.device)
-        if pixels.ndim == 5:
-            return run(pixels)
-        # Where a batch has one range, an image would come out another way beside others.
-        parts = [pixels] if takes_batches(self.model) else pixels.split(1)
-        results = []
-        for part in parts:
-            with bars.tiles(self.model, len(part), *part.shape[-2:]):
-                results.append(run(part))
-        return torch.cat(results)
+        with self._lock:
+            if pixels.ndim == 5:
+                return run(pixels)
+            # Where a batch has one range, an image would come out another way beside others.
+            parts = [pixels] if takes_batches(self.model) else pixels.split(1)
+            results = []
+            for part in parts:
+                with bars.tiles(self.model, len(part), *part.shape[-2:]):
+                    results.append(run(part))
+            return torch.cat(results)
 
     def check_takes(self, clip: bool) -> None:
         """Refuse images for a model of clips with a UserError; a model of images takes clips frame by frame."""

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from functools import partial
+from threading import Thread, current_thread
 
 import numpy as np
 import pytest
@@ -293,4 +295,24 @@ def test_it_says_what_it_is(pipe, image_run):
 
 def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, quantsr; quantsr.load, quantsr.from_pretrained; print('torch' in sys.modules)"
+@pytest.mark.parametrize("call", [Pipeline.__call__, Pipeline.restore], ids=["call", "restore"])
+def test_calls_from_other_threads_wait(pipe, call):
+    """While tiles of an image go through, the norms are those of that image."""
+    x, y, threads, found = torch.rand(1, 3, 20, 20), torch.rand(1, 3, 8, 8), [], []
+    expected = pipe(y)
+    other = Thread(target=lambda: found.append(call(pipe, y)))
+
+    def note(*_):
+        threads.append(current_thread())
+        if other.ident is None:
+            other.start()
+            other.join(0.3)
+
+    pipe.model.unet.register_forward_pre_hook(note)
+    call(pipe, x)
+    other.join()
+    assert threads[-1] is other and threads.count(other) == 1
+    assert torch.equal(found[0], expected)
+
+
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
