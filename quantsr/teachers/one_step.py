@@ -131,8 +131,8 @@ class OneStepTeacher(Teacher):
 
     @tile.setter
     def tile(self, side: int) -> None:
-        if side < 1 or side % self.size_multiple:
-            raise UserError(f"tile takes a multiple of {self.size_multiple} output pixels, not {side}")
+        if not isinstance(side, int) or side < 1 or side % self.size_multiple:
+            raise UserError(f"tile takes a multiple of {self.size_multiple} output pixels, not {side!r}")
         self.config["tile"] = side
 
     def tiles(self, height: int, width: int) -> int:

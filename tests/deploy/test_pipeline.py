@@ -190,7 +190,11 @@ class TestRefused:
             with pytest.raises(UserError, match="segments of 3 frames: give it a clip, not an image"):
                 pipe(x)
 
-    @pytest.mark.parametrize("options", [{"tile": 30}, {"tile": 0}, {"batch": 0}, {"batch": 1.5}], ids=str)
+    @pytest.mark.parametrize(
+        "options",
+        [{"tile": 30}, {"tile": 0}, {"tile": "32"}, {"tile": 64.0}, {"batch": 0}, {"batch": 1.5}],
+        ids=str,
+    )
     def test_tiles(self, pipe, photo, options):
         with pytest.raises(UserError, match=f"{next(iter(options))} takes a"):
             pipe(photo, **options)
