@@ -58,7 +58,7 @@ class Bars:
         task = self.progress.add_task("tiles", total=count)
 
         def counted(_: nn.Module, inputs: tuple, output: object) -> None:
-            self.progress.advance(task, len(inputs[0]) // images)
+            self.progress.advance(task, len(inputs[0]) / images)
 
         hooks = [network.register_forward_hook(counted) for network in model.networks]
         try:

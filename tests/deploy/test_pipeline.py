@@ -19,6 +19,7 @@ from quantsr.deploy.artefact import load_student
 from quantsr.deploy.pipeline import Pipeline
 from quantsr.errors import UserError
 from quantsr.evaluation import as_saved
+from quantsr.normalization import SharedStatistics
 from quantsr.upscaling import on_device
 from tests.conftest import micro_teacher, picture
 
@@ -171,9 +172,6 @@ class TestRefused:
             pipe(x)
         assert "\n" not in str(caught.value)
 
-    def test_output_for_what_is_in_memory(self, pipe, photo):
-        with pytest.raises(UserError, match="output= is where results of files go"):
-            pipe(photo, output="x.png")
     def test_a_pil_image_of_a_file_that_ends_early(self, pipe, tmp_path):
         picture(0, side=64).save(tmp_path / "whole.png")
         (tmp_path / "a.png").write_bytes((tmp_path / "whole.png").read_bytes()[:200])
@@ -183,6 +181,9 @@ class TestRefused:
         ):
             pipe(image)
 
+    def test_output_for_what_is_in_memory(self, pipe, photo):
+        with pytest.raises(UserError, match="output= is where results of files go"):
+            pipe(photo, output="x.png")
 
     def test_images_for_a_model_of_clips(self, video_run, photo):
         pipe = quantsr.load(video_run, device="cpu")
@@ -267,6 +268,13 @@ class TestProgress:
         pipe(torch.rand(2, 3, 13, 21), batch=batch)
         assert bars == [("tiles", count, count)]
 
+    def test_so_are_those_of_networks_that_take_images_one_by_one(self, pipe, bars):
+        for network in pipe.model.networks:
+            network.shared_statistics = partial(SharedStatistics, network)
+        count = pipe.model.tiles(4 * 13, 4 * 21)
+        pipe(torch.rand(2, 3, 13, 21))
+        assert bars == [("tiles", count, count)]
+
     def test_one_tile_needs_no_bar(self, pipe, bars):
         pipe(torch.rand(3, 8, 8))
         assert not bars
@@ -287,18 +295,6 @@ class TestProgress:
         assert capsys.readouterr() == ("", "")
 
 
-def test_a_model_in_memory_is_a_pipeline_too(lq):
-    teacher = micro_teacher().freeze()
-    pipe = Pipeline(teacher)
-    assert torch.equal(pipe(lq), teacher(lq)) and (pipe.scale, pipe.frames, pipe.folder) == (4, 1, None)
-
-
-def test_it_says_what_it_is(pipe, image_run):
-    assert repr(pipe) == f"Pipeline(images, x4, runtime=torch, device=cpu, folder={image_run / 'artefact'})"
-
-
-def test_importing_the_package_imports_nothing_heavy():
-    code = "import sys, quantsr; quantsr.load, quantsr.from_pretrained; print('torch' in sys.modules)"
 @pytest.mark.parametrize("call", [Pipeline.__call__, Pipeline.restore], ids=["call", "restore"])
 def test_calls_from_other_threads_wait(pipe, call):
     """While tiles of an image go through, the norms are those of that image."""
@@ -319,4 +315,16 @@ def test_calls_from_other_threads_wait(pipe, call):
     assert torch.equal(found[0], expected)
 
 
+def test_a_model_in_memory_is_a_pipeline_too(lq):
+    teacher = micro_teacher().freeze()
+    pipe = Pipeline(teacher)
+    assert torch.equal(pipe(lq), teacher(lq)) and (pipe.scale, pipe.frames, pipe.folder) == (4, 1, None)
+
+
+def test_it_says_what_it_is(pipe, image_run):
+    assert repr(pipe) == f"Pipeline(images, x4, runtime=torch, device=cpu, folder={image_run / 'artefact'})"
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, quantsr; quantsr.load, quantsr.from_pretrained; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
