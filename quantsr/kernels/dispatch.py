@@ -1,6 +1,7 @@
 """Which implementation computes: Triton where the tensors are on a CUDA GPU, plain PyTorch elsewhere."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -69,6 +70,11 @@ def _planar(window: Window | None) -> bool:
     return window is None or window.pointwise or window.planar((1,) * len(window.kernel)) is not None
 
 
+def current(device: torch.device) -> AbstractContextManager:
+    """Within, ``device`` is the current one: Triton launches on the current GPU, wherever the tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def quantize(
     x: Tensor,
     scale: Tensor,
@@ -80,7 +86,8 @@ def quantize(
     backend: Backend = "auto",
 ) -> QuantizedInput:
     """The codes of an activation, see :func:`quantsr.kernels.reference.quantize`."""
-    return _for_padding(x, padding, backend).quantize(x, scale, zero, bits, sizes, padding, sums)
+    with current(x.device):
+        return _for_padding(x, padding, backend).quantize(x, scale, zero, bits, sizes, padding, sums)
 
 
 def quantize_tokens(
@@ -96,7 +103,8 @@ def quantize_tokens(
 ) -> QuantizedInput:
     """Codes by the extremes of every token, see :func:`quantsr.kernels.reference.quantize_tokens`."""
     chosen = _for_padding(x, padding, backend)
-    return chosen.quantize_tokens(x, bits, sizes, symmetric, ratio, smallest, padding, sums)
+    with current(x.device):
+        return chosen.quantize_tokens(x, bits, sizes, symmetric, ratio, smallest, padding, sums)
 
 
 def _for_padding(x: Tensor, padding: tuple[int, ...], backend: Backend) -> ModuleType:
@@ -108,7 +116,8 @@ def _for_padding(x: Tensor, padding: tuple[int, ...], backend: Backend) -> Modul
 def accumulate(x: QuantizedInput, weight: QuantizedWeight, window: Window, backend: Backend = "auto") -> Tensor:
     """Sums of products of codes, see :func:`quantsr.kernels.reference.accumulate`."""
     check(x, weight, window)
-    return implementation(x.codes.device, backend, window).accumulate(x, weight, window)
+    with current(x.codes.device):
+        return implementation(x.codes.device, backend, window).accumulate(x, weight, window)
 
 
 def product(
@@ -126,7 +135,8 @@ def product(
         ValueError: operands that do not belong together, sums that int32 may not hold, or a backend that cannot run.
     """
     check(x, weight, window)
-    return implementation(x.codes.device, backend, window).product(x, weight, window, bias, branch, dtype)
+    with current(x.codes.device):
+        return implementation(x.codes.device, backend, window).product(x, weight, window, bias, branch, dtype)
 
 
 def attention(
@@ -145,7 +155,8 @@ def attention(
             run.
     """
     check_attention(q, k, v, probabilities, channels)
-    return implementation(q.codes.device, backend).attention(q, k, v, probabilities, channels, dtype)
+    with current(q.codes.device):
+        return implementation(q.codes.device, backend).attention(q, k, v, probabilities, channels, dtype)
 
 
 def check_attention(

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,6 +45,36 @@ def test_triton_on_a_cpu_is_refused_outside_of_its_interpreter(monkeypatch):
 def test_an_unknown_backend_is_refused():
     with pytest.raises(ValueError, match="backend must be one of"):
         dispatch.implementation(CPU, "cutlass")
+
+
+AT = SimpleNamespace(device=torch.device("cuda:1"))
+CODES = SimpleNamespace(codes=AT)
+CALLS = {
+    "quantize": lambda: dispatch.quantize(AT, None, None, 8, (4,)),
+    "quantize_tokens": lambda: dispatch.quantize_tokens(AT, 8, (4,), True),
+    "accumulate": lambda: dispatch.accumulate(CODES, None, LINEAR),
+    "product": lambda: dispatch.product(CODES, None, LINEAR),
+    "attention": lambda: dispatch.attention(CODES, CODES, CODES, None, 4),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_kernels_are_launched_on_the_gpu_of_the_tensors(monkeypatch, name):
+    events = []
+
+    @contextmanager
+    def device(chosen):
+        events.append(chosen)
+        yield
+        events.append("left")
+
+    module = SimpleNamespace(**{name: lambda *_: events.append(name)})
+    monkeypatch.setattr("torch.cuda.device", device)
+    monkeypatch.setattr(dispatch, "implementation", lambda *_: module)
+    for check in ("check", "check_attention"):
+        monkeypatch.setattr(dispatch, check, lambda *_: None)
+    CALLS[name]()
+    assert events == [AT.device, name, "left"]
 
 
 def test_nothing_needs_triton_to_be_imported():
