@@ -8,16 +8,13 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from quantsr.data.clip_frames import Frames
-from quantsr.data.degradations import to_float
-from quantsr.data.files import read_one
+from quantsr.data.files import list_images, read_one
 from quantsr.data.frames import FramesDataModule
 from quantsr.data.pairs import PairsDataModule, match_folders
 from quantsr.data.video import open_frames
 from quantsr.deploy.files import is_image, upscale_clip
 from quantsr.deploy.pipeline import Pipeline
 from quantsr.deploy.progress import Bars
-from quantsr.deploy.saving import save_image
 from quantsr.errors import UserError
 from quantsr.evaluation import Report, measure, measure_outputs, print_table
 from quantsr.loading import load_models
@@ -30,7 +27,7 @@ from quantsr.upscaling import on_device
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Measure an artefact (or checkpoint) on a data set, or a folder of ready-made outputs against ground truth.
 
-    Or upscale an image or a clip, of which nothing is measured.
+    Or upscale an image, a folder of them or a clip, of which nothing is measured.
     """
     folder = Path(cfg.run_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,24 +47,39 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 
 def upscale_file(cfg: DictConfig, device: str) -> dict[str, Any]:
-    """Upscale the image or clip ``cfg.input`` by the student of ``cfg.artefact``."""
+    """Upscale the image, images or clip ``cfg.input`` by the student of ``cfg.artefact``."""
     if cfg.artefact is None:
         raise UserError("eval.py input=FILE upscales by a student: give artefact=FOLDER too")
-    path, folder = Path(cfg.input).expanduser(), Path(cfg.run_dir) / "images"
-    source = read_one(path) if is_image(path) else open_frames(path)
-    student, _ = load_models(cfg.artefact, cfg.teacher, cfg.tile)
-    pipe, output = Pipeline(student, device), folder / f"{path.stem}.png"
-    with Bars() as bars:
-        if isinstance(source, Frames):
-            images = (output.with_suffix("") / f"{number:05d}.png" for number in count())
-            upscale_clip(pipe, source, output.with_suffix(".mp4"), images, bars)
-        else:
-            save_image(pipe.restore(to_float(source)[None], bars)[0], output)
-    if not isinstance(source, Frames):
-        print(f"image    {output}")
+    path, folder = Path(cfg.input).expanduser().absolute(), Path(cfg.run_dir) / "images"
+    look = read_one if is_image(path) else list_images if path.is_dir() else open_frames
+    look(path)  # Before the student is loaded.
+    pipe, output = load_pipeline(cfg, device), folder / f"{path.stem}.png"
+    if is_image(path):
+        print(f"image    {pipe(path, output)}")
         return {"images": 1}
+    if path.is_dir() and pipe.frames == 1:
+        images = pipe(path, output.with_suffix(""))
+        print(f"images   {output.with_suffix('')}")
+        return {"images": len(images)}
+    clip = open_frames(path)
+    clip.check()
+    names = (output.with_suffix("") / f"{number:05d}.png" for number in count())
+    with Bars() as bars:
+        upscale_clip(pipe, clip, output.with_suffix(".mp4"), names, bars)
     print(f"video    {output.with_suffix('.mp4')}\nframes   {output.with_suffix('')}")
-    return {"frames": len(source)}
+    return {"frames": len(clip)}
+
+
+def load_pipeline(cfg: DictConfig, device: str) -> Pipeline:
+    """The student of ``cfg.artefact`` on the fastest runtime that is ready; that of a checkpoint is simulated."""
+    if Path(cfg.artefact).suffix == ".ckpt":
+        student, _ = load_models(cfg.artefact)
+        pipe = Pipeline(student, device)
+    else:
+        pipe = Pipeline.load(cfg.artefact, device=device)
+    if cfg.tile is not None:
+        pipe.tile = cfg.tile
+    return pipe
 
 
 def evaluate_artefact(cfg: DictConfig, device: str) -> Report:

@@ -6,15 +6,20 @@ import shutil
 
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import quantsr
 from quantsr.data.degradations import to_float
 from quantsr.data.files import read_image
 from quantsr.data.layouts import DATA_SETS, Layout
+from quantsr.deploy import openvino, runtimes
+from quantsr.errors import UserError
 from quantsr.evaluation import as_saved
+from quantsr.run.evaluation import upscale_file
 from tests.conftest import picture
 from tests.data.folders import make
+from tests.deploy.conftest import image_run, video_run  # noqa: F401
 from tests.end_to_end.test_bad_input import assert_refused
 
 
@@ -202,3 +207,42 @@ class TestUpscale:
         refused = run("eval.py", *options, f"input='{photo}'", "tile=30")
         assert_refused(refused, "tile takes a multiple of 4 output pixels, not 30")
         assert_refused(run("eval.py", *options, f"input='{photo}'", "tile=x"), "tile takes a whole number or null")
+
+    def test_images_of_a_folder_go_through_one_by_one(self, image_run, tmp_path):  # noqa: F811
+        """Of several sizes; one that cannot be read is left out."""
+        (tmp_path / "in").mkdir()
+        for side in (8, 9):
+            picture(0, side=side).save(tmp_path / "in" / f"{side}.png")
+        (tmp_path / "in" / "a.png").write_bytes(b"no image")
+        assert upscale_file(options(image_run, tmp_path / "in", tmp_path / "run"), "cpu") == {"images": 2}
+        assert sorted(path.name for path in (tmp_path / "run" / "images" / "in").iterdir()) == ["8.png", "9.png"]
+
+    def test_by_the_runtime_that_is_ready(self, image_run, photo, tmp_path, monkeypatch):  # noqa: F811
+        loaded, load = [], runtimes.load
+        monkeypatch.setattr(runtimes, "load", lambda *given: loaded.append(load(*given)) or loaded[-1])
+        openvino.export(shutil.copytree(image_run, tmp_path / "exported"))
+        upscale_file(options(tmp_path / "exported", photo, tmp_path / "run"), "cpu")
+        assert [name for name, _ in loaded] == ["openvino"]
+
+    def test_a_clip_whose_teacher_is_not_here(self, video_run, frames, tmp_path):  # noqa: F811
+        assert upscale_file(options(video_run, frames, tmp_path / "run"), "cpu") == {"frames": 4}
+        assert len(list((tmp_path / "run" / "images" / "clip").iterdir())) == 4
+
+    def test_a_frame_that_ends_early_is_found_first(self, video_run, frames, tmp_path):  # noqa: F811
+        (frames / "3.png").write_bytes((frames / "3.png").read_bytes()[:-40])
+        with pytest.raises(UserError, match=r"3\.png is not readable"):
+            upscale_file(options(video_run, frames, tmp_path / "run"), "cpu")
+        assert not (tmp_path / "run").exists()
+
+    @pytest.fixture
+    def frames(self, tmp_path):
+        """Four frames of a clip."""
+        (tmp_path / "clip").mkdir()
+        for number in range(4):
+            picture(number, side=8).save(tmp_path / "clip" / f"{number}.png")
+        return tmp_path / "clip"
+
+
+def options(run, source, folder) -> DictConfig:
+    """What ``eval.py`` has of a command line that upscales."""
+    return OmegaConf.create({"artefact": str(run), "input": str(source), "tile": None, "run_dir": str(folder)})
