@@ -104,18 +104,20 @@ def open_demo(run: Path, runtime: str, device: str | None, teacher: str | None, 
     Raises:
         UserError: there is no student of images there.
     """
-    config, student = read_config(run), Pipeline.load(run, runtime, device)
+    config = read_config(run)
+    given = None if teacher is None else load_teacher(teacher)
+    student = Pipeline.load(run, runtime, device)
     if student.frames > 1:
         raise UserError(f"the demo shows students of images, and the one in {run} takes clips")
     notes = [f"Student: runtime {student.runtime} on {student.device}{ABOUT.get(student.runtime, '')}."]
     try:
-        model = teacher_of(config) if teacher is None else load_teacher(teacher)
+        model = teacher_of(config) if given is None else given
         original = Pipeline(model.to(student.device), student.device)
         if student.tile is not None:
             original.tile = student.tile
         notes.append(f"Teacher: full precision, torch on {student.device}.")
     except UserError as error:
-        if teacher is not None:
+        if given is not None:
             raise
         original = None
         notes.append(f"Without the teacher: {str(error).rstrip('.')}.")
@@ -231,6 +233,14 @@ def launch(blocks: Any, host: str = "127.0.0.1", port: int | None = None) -> str
     return address
 
 
+def check_numbers(limit: int, port: int | None) -> None:
+    """Refuse a longest side or a port that cannot be with a UserError."""
+    if limit < 1:
+        raise UserError(f"--limit takes a number of pixels, 1 or more, not {limit}")
+    if port is not None and not 0 < port < 2**16:
+        raise UserError(f"--port takes a number from 1 to {2**16 - 1}, not {port}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the page until Ctrl-C; returns the exit code, 2 for what the user can put right."""
     parser = argparse.ArgumentParser(
@@ -248,6 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         import_gradio()  # Before anything is loaded.
+        check_numbers(options.limit, options.port)
         demo = open_demo(options.run, options.runtime, options.device, options.teacher, options.limit)
         with TemporaryDirectory() as folder:
             blocks = page(demo, write_examples(Path(folder)))

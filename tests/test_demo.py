@@ -96,6 +96,19 @@ class TestCommand:
         error = self.refused(capsys, str(image_run), "--port", port, "--device", "cpu", "--teacher", teacher_weights)
         assert f"the page cannot be served at 127.0.0.1, port {port}" in error
 
+    @pytest.mark.parametrize(
+        ("option", "value", "words"),
+        [
+            ("--port", "70000", "--port takes a number from 1 to 65535, not 70000"),
+            ("--limit", "0", "--limit takes a number of pixels, 1 or more, not 0"),
+            ("--teacher", "/nowhere.safetensors", "/nowhere.safetensors"),
+        ],
+    )
+    def test_bad_options_are_told_before_a_student_is_loaded(self, demo, monkeypatch, capsys, option, value, words):
+        pytest.importorskip("gradio")
+        monkeypatch.setattr("quantsr.demo.Pipeline.load", None)
+        assert words in self.refused(capsys, str(demo.student.folder), option, value)
+
     def test_bad_folders(self, video_run, tmp_path, capsys):  # noqa: F811
         pytest.importorskip("gradio")
         assert "no artefact in" in self.refused(capsys, str(tmp_path))
