@@ -13,6 +13,7 @@ from torch import Tensor
 
 from quantsr.deploy.artefact import artefact_folder, read_config
 from quantsr.deploy.pipeline import Pipeline
+from quantsr.errors import UserError
 from quantsr.launch import one_sentence
 from quantsr.loading import teacher_of
 
@@ -41,10 +42,17 @@ def _integers(runtime: str) -> str:
 def compare(folder: Path, side: int, rounds: int, runtime: str, device: str | None) -> Table:
     """Seconds and megabytes of teacher and student for an output of ``side`` pixels, of clips for one segment.
 
+    A side that is no multiple of the scale is cut to one.
+
     Raises:
-        UserError: no artefact there, no file of its teacher, or a runtime that cannot be used.
+        UserError: no round or pixel, no artefact there, no file of its teacher, or a runtime that cannot be used.
     """
+    if rounds < 1:
+        raise UserError(f"--rounds takes a number of timed runs, 1 or more, not {rounds}")
     config, student = read_config(folder), Pipeline.load(folder, runtime, device)
+    if side < student.scale:
+        raise UserError(f"--size takes {student.scale} pixels or more, which one pixel becomes, not {side}")
+    side -= side % student.scale
     teacher = Pipeline(teacher_of(config), student.device)
     shape = [1, *([student.frames] if student.frames > 1 else []), 3, *[side // student.scale] * 2]
     lq = torch.rand(shape, generator=torch.Generator().manual_seed(0))

@@ -51,6 +51,17 @@ def test_of_clips_a_segment_is_timed(video_run, monkeypatch):  # noqa: F811
     assert "3 frames of 32x32 on cpu" in text and "torch, simulated" in text
 
 
+def test_the_size_that_is_told_is_the_size_that_is_timed(run):
+    assert "one output of 32x32 on cpu" in printed(speed.compare(run, 33, 1, "auto", "cpu"))
+
+
+def test_numbers_that_cannot_be(run):
+    with pytest.raises(UserError, match="--rounds takes a number of timed runs, 1 or more, not 0"):
+        speed.compare(run, 32, 0, "auto", "cpu")
+    with pytest.raises(UserError, match="--size takes 4 pixels or more, which one pixel becomes, not 3"):
+        speed.compare(run, 3, 1, "auto", "cpu")
+
+
 def test_a_folder_without_a_student(tmp_path):
     with pytest.raises(UserError, match="no artefact in"):
         speed.compare(tmp_path, 32, 1, "auto", "cpu")

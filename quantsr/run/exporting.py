@@ -19,8 +19,10 @@ def export(cfg: DictConfig) -> Path:
         The new folder.
 
     Raises:
-        UserError: another runtime, one that is not installed, or a student that it cannot express.
+        UserError: no artefact, another runtime, one that is not installed, or a student that it cannot express.
     """
+    if cfg.artefact is None:
+        raise UserError("export.py takes the student of a run: give artefact=FOLDER")
     if cfg.runtime not in RUNTIMES:
         raise UserError(f"runtime takes one of {list(RUNTIMES)}, not {cfg.runtime!r}")
     config = read_config(cfg.artefact)

@@ -30,6 +30,8 @@ def test_bad_input_ends_in_one_sentence(run_alone):
 
 
 def test_what_cannot_be_exported_is_said_first(image_run):  # noqa: F811
+    with pytest.raises(UserError, match="give artefact=FOLDER"):
+        export(OmegaConf.create({"artefact": None, "runtime": "openvino"}))
     with pytest.raises(UserError, match=r"runtime takes one of \['openvino'\], not 'tensorrt'"):
         export(OmegaConf.create({"artefact": str(image_run), "runtime": "tensorrt"}))
     assert not list((image_run / "artefact").glob("openvino*"))
