@@ -6,7 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from quantsr.deploy.artefact import save_student
-from quantsr.deploy.released import import_checkpoint, swaps_of
+from quantsr.deploy.released import existing_files, import_checkpoint, swaps_of
 from quantsr.loading import build_teacher
 
 
@@ -16,7 +16,7 @@ def import_released(cfg: DictConfig) -> dict[str, int]:
     Returns:
         Sizes in bytes, see :func:`save_student`.
     """
-    files, bits = list(cfg.files), instantiate(cfg.bits)
+    files, bits = existing_files(cfg.files), instantiate(cfg.bits)  # Before a teacher is loaded.
     teacher = build_teacher(cfg)
     student = import_checkpoint(files, teacher, bits)
     plain = OmegaConf.to_container(cfg, resolve=True)

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from quantsr.deploy.artefact import load_student, read_config
+from quantsr.errors import UserError
+from quantsr.run import import_released
 from quantsr.teachers.files import load_teacher
 from tests.deploy.released.originals import MICRO_UNET, passionsr_state
 
@@ -45,3 +48,9 @@ def test_what_does_not_fit_is_said_in_one_sentence(run, file, tmp_path):
 def test_teacher_and_bits_have_to_be_given(run, file):
     done = run("import.py", f"files=[{file}]", "bits=w6a6")
     assert done.code == 2 and "You must specify 'teacher'" in done.err
+
+
+def test_files_are_looked_for_before_the_teacher_is_built(tmp_path):
+    cfg = OmegaConf.create({"files": [str(tmp_path / "nowhere.pth")], "bits": {"_target_": "builtins.object"}})
+    with pytest.raises(UserError, match=r"there is no file .*nowhere\.pth"):
+        import_released(cfg)  # Which would ask for cfg.teacher.

@@ -35,7 +35,7 @@ def import_checkpoint(
         UserError: a file that cannot be read, is of another kind, or does not fit the teacher; two files of one part.
         ValueError: widths that cannot be.
     """
-    files = [paths] if isinstance(paths, str | Path) else list(paths)
+    files = existing_files(paths)
     teacher = teacher if isinstance(teacher, Teacher) else load_teacher(teacher)
     bits = bits if isinstance(bits, Bits) else Bits.parse(bits)
     parts: dict[str, PassionSRFile | QuantVSRFile] = {}
@@ -45,16 +45,26 @@ def import_checkpoint(
             raise UserError(f"{path} and {parts[file.part].path} both hold the {file.part}: give one of them")
         file.check()
         parts[file.part] = file
-    if not parts:
-        raise UserError("no file to import: give the path of what PassionSR's or QuantVSR's authors released")
     student = teacher.twin()
     for file in parts.values():
         file.fill(student, bits)
     return student.freeze()
 
 
-def _file(path: str | Path, teacher: Teacher) -> PassionSRFile | QuantVSRFile:
-    path = existing_file(path, "give the path of what PassionSR's or QuantVSR's authors released")
+def existing_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The paths of files, of one or of several.
+
+    Raises:
+        UserError: there is none, or none at a path.
+    """
+    how = "give the path of what PassionSR's or QuantVSR's authors released"
+    files = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not files:
+        raise UserError(f"no file to import: {how}")
+    return [existing_file(path, how) for path in files]
+
+
+def _file(path: Path, teacher: Teacher) -> PassionSRFile | QuantVSRFile:
     content = read(path)
     if is_passionsr(content):
         return PassionSRFile(path, content, teacher)

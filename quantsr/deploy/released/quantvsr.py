@@ -86,7 +86,8 @@ class QuantVSRFile:
     def _shapes(self, name: str, layer: Any) -> Shapes:
         """Entries of one layer; the rank is the file's own."""
         (rows, channels), columns = layer.weight.shape[:2], layer.weight[0].numel()
-        rank = self.content[PREFIX + name]["stca.L1"].shape[-1] if PREFIX + name in self.content else 0
+        up = self.content.get(PREFIX + name, {}).get("stca.L1")
+        rank = 0 if up is None else up.shape[-1]
         half = channels // 2
         bounds = {f"{quantizer}.x_{end}": (rows,) for quantizer in ("wq", "wq1") for end in ("min", "max")}
         branch = {"stca._rank": (), "stca.L1": (rows, rank), "stca.L2": (rank, columns)}

@@ -139,6 +139,13 @@ class TestErrors:
         name = "model.input_blocks.1.0.in_layers.2.rot.rot_mat"
         assert other.split()[:7] == ["wrong", "shape", "1", name, "(0,)", "instead", "of"]
 
+    def test_a_layer_without_a_factor_of_its_branch(self, video_teacher, file):
+        def change(content):
+            del content["model.time_embed.2"]["stca.L1"]
+
+        with pytest.raises(UserError, match=r"missing +1 +model\.time_embed\.2\.stca\.L1"):
+            quantsr.import_checkpoint(changed(file, change), video_teacher, "w4a4")
+
     def test_image_teacher(self, teacher, file):
         with pytest.raises(UserError, match="a QuantVSR student, which goes with an MGLD-VSR teacher, not one_step"):
             quantsr.import_checkpoint(file, teacher, "w4a4")
