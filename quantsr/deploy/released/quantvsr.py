@@ -86,8 +86,8 @@ class QuantVSRFile:
     def _shapes(self, name: str, layer: Any) -> Shapes:
         """Entries of one layer; the rank is the file's own."""
         (rows, channels), columns = layer.weight.shape[:2], layer.weight[0].numel()
-        up = self.content.get(PREFIX + name, {}).get("stca.L1")
-        rank = 0 if up is None else up.shape[-1]
+        entries = self.content.get(PREFIX + name, {})
+        rank = next((entries[f].shape[axis] for f, axis in (("stca.L1", -1), ("stca.L2", 0)) if f in entries), 0)
         half = channels // 2
         bounds = {f"{quantizer}.x_{end}": (rows,) for quantizer in ("wq", "wq1") for end in ("min", "max")}
         branch = {"stca._rank": (), "stca.L1": (rows, rank), "stca.L2": (rank, columns)}
