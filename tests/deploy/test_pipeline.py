@@ -70,7 +70,7 @@ class TestKinds:
     def test_array_of_floats(self, pipe, photo, dtype):
         array = (np.array(photo) / 255).astype(dtype)
         sr = pipe(array)
-        expected = pipe(torch.from_numpy(array).float().permute(2, 0, 1)).permute(1, 2, 0)
+        expected = pipe(torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1)).permute(1, 2, 0)
         assert (sr.dtype, sr.shape) == (dtype, (28, 44, 3)) and np.array_equal(sr, expected.numpy().astype(dtype))
 
     def test_arrays_that_are_views_or_read_only(self, pipe, photo):
