@@ -1,6 +1,7 @@
 """Models that ``export.py`` wrote beside an artefact: all of them, and of its weights? Told without a heavy import."""
 
 import json
+import shutil
 from hashlib import file_digest
 from pathlib import Path
 
@@ -21,6 +22,12 @@ def is_exported(artefact: Path) -> bool:
         return whole and about.get("student") in (None, digest(artefact))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
+
+
+def remove_exported(artefact: Path) -> None:
+    """Remove what ``export.py`` wrote to an artefact folder; a folder of that name with anything else in it stays."""
+    if (artefact / FOLDER / CONFIG).is_file():
+        shutil.rmtree(artefact / FOLDER)
 
 
 def size_of(folder: Path, part: str) -> int:

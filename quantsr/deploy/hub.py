@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from quantsr.deploy.artefact import CONFIG, WEIGHTS, read_config
 from quantsr.deploy.card import front_matter, model_card, with_front_matter
-from quantsr.deploy.exported import FOLDER as EXPORTED
+from quantsr.deploy.exported import remove_exported
 from quantsr.deploy.saving import writable_folder
 from quantsr.errors import UserError
 
@@ -80,7 +80,7 @@ class OnTheHub(ABC):
             unfinished = folder / f"{name}.unfinished"
             shutil.copyfile(source / name, unfinished)
             unfinished.replace(folder / name)
-        shutil.rmtree(folder / EXPORTED, ignore_errors=True)
+        remove_exported(folder)
         (folder / CARD).write_text(card_of(source))
         return folder
 

@@ -32,8 +32,11 @@ class TestSave:
 
     def test_other_files_there_stay(self, pipe, tmp_path):
         (tmp_path / "LICENSE").write_text("mine")
+        (tmp_path / "openvino").mkdir()
+        (tmp_path / "openvino" / "notes.txt").write_text("mine")
         pipe.save_pretrained(tmp_path)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["LICENSE", *NAMES]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["LICENSE", *NAMES[:2], "openvino", NAMES[2]]
+        assert (tmp_path / "openvino" / "notes.txt").is_file()
 
     def test_models_exported_of_the_student_that_was_there_do_not_stay(self, pipe, lq, dynamic_run, tmp_path):
         shutil.copytree(dynamic_run / "artefact", tmp_path / "copy")
