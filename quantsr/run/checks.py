@@ -1,4 +1,6 @@
-"""What runs and evaluations look at before they start: do metrics, data and model go together."""
+"""What runs and evaluations look at before they start: is the folder free, do metrics, data and model go together."""
+
+from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -8,6 +10,16 @@ from quantsr.errors import UserError
 from quantsr.flow import flow_estimator
 from quantsr.metrics.choice import Metrics, choose, print_choice
 from quantsr.teachers.base import Teacher
+
+
+def refuse_finished(folder: Path) -> None:
+    """Refuse to write into the folder of a finished run; that of a stopped one is where it may go on.
+
+    Raises:
+        UserError: it holds figures.
+    """
+    if (folder / "metrics.json").is_file():
+        raise UserError(f"{folder} holds a finished run: give another hydra.run.dir=FOLDER")
 
 
 def chosen_metrics(cfg: DictConfig, data: FramesDataModule) -> Metrics:

@@ -22,7 +22,7 @@ from quantsr.metrics.choice import Metrics
 from quantsr.metrics.cost import cost
 from quantsr.offload import offloaded
 from quantsr.quant.folded import fold
-from quantsr.run.checks import check_frames, chosen_metrics
+from quantsr.run.checks import check_frames, chosen_metrics, refuse_finished
 from quantsr.run.results import log_results, write_json
 from quantsr.shapes import show_shapes
 from quantsr.teachers.files import fingerprint, save_teacher
@@ -39,6 +39,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     if cfg.get("debug") is not None:
         return dry_run(cfg)
     folder = Path(cfg.run_dir)
+    refuse_finished(folder)
     quiet()
     lightning.seed_everything(cfg.seed, verbose=False)
     resume = read_checkpoint(cfg.ckpt_path) if cfg.ckpt_path else None

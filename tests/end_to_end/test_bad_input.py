@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import picture
+from tests.end_to_end.conftest import MICRO_STEPS
 
 MINMAX = ["method=minmax"]
 
@@ -119,6 +120,28 @@ def test_one_corrupt_image_among_good_ones_is_named_and_left_out(train, image_fo
 def test_run_folder_that_cannot_be_made(train, tmp_path):
     (tmp_path / "file").write_text("")
     assert_refused(train(*MINMAX, folder=tmp_path / "file" / "run"), f"cannot use {tmp_path / 'file'}")
+
+
+class TestFolderOfAnotherRun:
+    @pytest.fixture
+    def folder(self, trained, tmp_path):
+        """A copy of a finished run."""
+        return Path(shutil.copytree(trained[0], tmp_path / "finished"))
+
+    def test_a_finished_run_is_not_overwritten(self, train, folder):
+        files = [path for path in folder.rglob("*") if path.is_file() and ".hydra" not in path.parts]
+        before = {path: path.read_bytes() for path in files}
+        for options in ([], [f"ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"]):
+            refused = train(*MINMAX, *options, folder=folder)
+            assert_refused(refused, f"{folder} holds a finished run: give another hydra.run.dir")
+        assert {path: path.read_bytes() for path in files} == before
+
+    def test_a_stopped_run_goes_on_in_its_own_folder(self, train, folder):
+        (folder / "metrics.json").unlink()
+        checkpoint = f"ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
+        result = train(*MICRO_STEPS["passionsr"], "bits=w6a6", "seed=3", checkpoint, folder=folder)
+        assert result.code == 0, result.err
+        assert (folder / "metrics.json").is_file()
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint"], ids=["empty", "text"])
