@@ -73,8 +73,8 @@ def refuse_another(cfg: DictConfig, folder: Path) -> None:
         raise UserError(f"{other} holds another job {number} than {folder.name}: give a new hydra.sweep.dir=FOLDER")
     if not (folder / "config.yaml").is_file():
         return
-    before = _flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
-    now = _flat(OmegaConf.to_container(cfg, resolve=True))
+    before = flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+    now = flat(OmegaConf.to_container(cfg, resolve=True))
     for key in sorted(before.keys() | now.keys()):
         if key.partition(".")[0] not in PLACES and before.get(key) != now.get(key):
             raise UserError(
@@ -83,11 +83,11 @@ def refuse_another(cfg: DictConfig, folder: Path) -> None:
             )
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """The leaves of nested dicts by their dotted keys."""
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
-    return {key: leaf for name, branch in tree.items() for key, leaf in _flat(branch, f"{prefix}{name}.").items()}
+    return {key: leaf for name, branch in tree.items() for key, leaf in flat(branch, f"{prefix}{name}.").items()}
 
 
 def command(folder: Path) -> list[str]:
@@ -165,7 +165,7 @@ def objective(cfg: DictConfig, folder: Path) -> float | None:
     key, path = cfg.get("objective"), folder / "metrics.json"
     if key is None or not path.is_file():  # Only the first process of a job on several nodes is sure to see it.
         return None
-    figures = _flat(json.loads(path.read_text()))
+    figures = flat(json.loads(path.read_text()))
     if not isinstance(figures.get(key), int | float):
         numbers = ", ".join(name for name, value in figures.items() if isinstance(value, int | float))
         raise UserError(f"objective={key} is not in {path}: choose one of {numbers}")

@@ -26,6 +26,7 @@ def quiet() -> None:
         ".*smaller than the logging interval.*",
         ".*ModelCheckpoint with manual optimization.*",  # It saves between two steps, so nothing is half done.
         ".*dirpath has changed.*",
+        ".*callbacks used to create the checkpoint.*",  # A run that is gone on with may have another checkpoint_every.
         ".*your dataloader is not resumable.*",  # Batches follow from the step that the run resumes at.
     ):
         warnings.filterwarnings("ignore", message)

@@ -28,6 +28,10 @@ class StagedModule(LightningModule, ABC):
     checkpointed) and implement ``stages``. Optimization is manual, with one optimizer a stage; the learning rate is a
     function of the step, and the data of the step index, so that the optimizers' state and ``step_index`` are all
     there is to resume from.
+
+    Attributes:
+        options: what decides the run's result, by key as on the command line; the run sets it. Empty, as where a method
+            is used without a run, it is not compared with a checkpoint's.
     """
 
     needs_gt = False
@@ -40,6 +44,7 @@ class StagedModule(LightningModule, ABC):
         self._teacher = (teacher.freeze(),)
         self.model = model
         self.step_index = 0
+        self.options: dict[str, Any] = {}
         self.micro_batch: int | None = None
         self._offloads = False
         self._offload: Offload | None = None
@@ -239,19 +244,22 @@ class StagedModule(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         shared = self._teacher_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in shared}
-        checkpoint["quantsr"] = {**self.identity(), "step": self.step_index}
+        checkpoint["quantsr"] = {**self.identity(), "options": self.options, "step": self.step_index}
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another method, other bits or other stages, naming the first difference.
+        """Refuse a checkpoint of another method, of other options or other stages, naming the first difference.
 
         Raises:
             UserError: the checkpoint cannot be resumed by this run.
         """
-        found = checkpoint["quantsr"]
-        for key, value in self.identity().items():
-            if found.get(key) != value:
+        found, own = checkpoint["quantsr"], self.identity()
+        written, given = found.get("options", {}), self.options  # Older checkpoints hold none.
+        options = written | given if written and given else {}
+        found, now = {**written, **found}, {**given, **own}
+        for key in ("method", *options, *own):
+            if found.get(key) != now.get(key):
                 raise UserError(
-                    f"ckpt_path was written with {key} = {found.get(key)}, this run has {value}: "
+                    f"ckpt_path was written with {key} = {found.get(key)}, this run has {now.get(key)}: "
                     "give the options of the first run"
                 )
 

@@ -1,5 +1,6 @@
 """``train.py``: calibrate a student or train a teacher, measure it, leave it in a folder."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from quantsr.data.trajectories import Trajectories, record
 from quantsr.deploy.artefact import save_student
 from quantsr.errors import UserError
 from quantsr.evaluation import measure, print_table
+from quantsr.jobs import flat
 from quantsr.loading import build_architecture, build_teacher, read_checkpoint
 from quantsr.methods.base import StagedModule
 from quantsr.methods.quantization import QuantizationMethod
@@ -56,6 +58,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         method.offload_parts()
     if cfg.micro_batch is not None:
         method.split_batches(cfg.micro_batch)
+    method.options = deciding(cfg)
     data.steps, data.first_batches = method.steps, method.first_batches
     if resume is not None:
         method.check_checkpoint(resume)
@@ -72,6 +75,24 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     trainer.fit(method, datamodule=data, ckpt_path=cfg.ckpt_path)
     seconds = time.monotonic() - start
     return report(cfg, folder, method, data, trainer, metrics, seconds) if trainer.is_global_zero else None
+
+
+def deciding(cfg: DictConfig) -> dict[str, Any]:
+    """The options that decide the result, by key; names of files and folders that are there as absolute paths.
+
+    Left out is what says where a run reads and writes, what is measured, and how the work is divided: among processes,
+    devices and pieces of a batch.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    chosen = {key: plain[key] for key in ("seed", "bits", "method", "teacher", "data")}
+    options = flat({**chosen, "trainer": {"precision": plain["trainer"]["precision"]}})
+    return {key: absolute(value) for key, value in options.items() if not key.endswith(".num_workers")}
+
+
+def absolute(value: Any) -> Any:
+    """The whole path of a file or folder that is there; anything else as it is."""
+    path = os.path.expanduser(value) if isinstance(value, str) else ""
+    return os.path.realpath(path) if os.path.exists(path) else value
 
 
 def dry_run(cfg: DictConfig) -> None:

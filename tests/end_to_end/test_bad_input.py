@@ -1,5 +1,6 @@
 """What the user can put right is said in one sentence, with exit code 2."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -122,6 +123,45 @@ def test_run_folder_that_cannot_be_made(train, tmp_path):
     assert_refused(train(*MINMAX, folder=tmp_path / "file" / "run"), f"cannot use {tmp_path / 'file'}")
 
 
+class TestCheckpointOfAnotherRun:
+    """A run goes on with the options that decide its result, or not at all."""
+
+    @pytest.fixture
+    def resume(self, train, trained):
+        """A function that goes on with the finished run, with other options."""
+        last = trained[0] / "checkpoints" / "last.ckpt"
+        first = [*MICRO_STEPS["passionsr"], "bits=w6a6", "seed=3", f"ckpt_path={last}"]
+        return lambda *options: train(*first, *options)
+
+    def test_method(self, train, trained):
+        last = next((trained[0] / "checkpoints").glob("*.ckpt"))
+        assert_refused(train(*MINMAX, f"ckpt_path={last}"), "method = PassionSR, this run has MinMax")
+
+    @pytest.mark.parametrize(
+        ("option", "text"),
+        [
+            ("seed=4", "seed = 3, this run has 4: give the options of the first run"),
+            ("bits.act=8", "bits.act = 6, this run has 8"),
+            ("method.steps=3", "method.steps = 2, this run has 3"),
+            ("method.bounds_lr=0.5", "method.bounds_lr = "),
+            ("data.crop=64", "data.crop = 32, this run has 64"),
+            ("trainer.precision=bf16-mixed", "trainer.precision = 32-true, this run has bf16-mixed"),
+        ],
+    )
+    def test_options(self, resume, option, text):
+        assert_refused(resume(option), f"ckpt_path was written with {text}")
+
+    def test_data_in_another_folder(self, resume, image_folder, tmp_path):
+        other = shutil.copytree(image_folder, tmp_path / "images")
+        assert_refused(resume(f"data.root={other}"), f"data.root = {image_folder}, this run has {other}")
+
+    def test_where_and_how_the_work_is_done_may_change(self, resume, image_folder, teacher_file):
+        """And a path may be written in another way."""
+        paths = [f"data.root={os.path.relpath(image_folder)}", f"teacher.weights={os.path.relpath(teacher_file)}"]
+        result = resume(*paths, "micro_batch=1", "checkpoint_every=7", "gradient_checkpointing=true")
+        assert result.code == 0, result.err
+
+
 class TestFolderOfAnotherRun:
     @pytest.fixture
     def folder(self, trained, tmp_path):
@@ -153,11 +193,6 @@ def test_garbage_checkpoint(train, tmp_path, content):
 def test_checkpoint_of_something_else(train, tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "a.ckpt")
     assert_refused(train(*MINMAX, f"ckpt_path={tmp_path / 'a.ckpt'}"), "a.ckpt is not a checkpoint of quantsr")
-
-
-def test_checkpoint_of_another_method(train, trained):
-    last = next((trained[0] / "checkpoints").glob("*.ckpt"))
-    assert_refused(train(*MINMAX, f"ckpt_path={last}"), "method = PassionSR, this run has MinMax")
 
 
 def test_loss_that_is_no_number(train):

@@ -212,6 +212,41 @@ class TestTraining:
         with pytest.raises(UserError, match=f"ckpt_path was written with {key} = "):
             build_method(**change).check_checkpoint(checkpoint)
 
+    def test_the_first_option_that_differs_is_named_before_the_stages_that_follow_from_it(self, build_method):
+        checkpoint = {"state_dict": {}}
+        first, other = build_method(PassionSR), build_method(PassionSR, steps=5)
+        first.options, other.options = {"seed": 0, "method.steps": 4}, {"seed": 0, "method.steps": 5, "data.crop": 64}
+        first.on_save_checkpoint(checkpoint)
+        with pytest.raises(UserError, match=r"^ckpt_path was written with method\.steps = 4, this run has 5: give the"):
+            other.check_checkpoint(checkpoint)
+
+    @pytest.mark.parametrize("options", [{"data.crop": 64}, {"seed": 0, "data.crop": 64}], ids=["more", "fewer"])
+    def test_an_option_that_only_one_of_the_two_was_given_differs(self, build_method, options):
+        checkpoint, both = {"state_dict": {}}, {"seed": 0, "data.crop": 64}
+        method = build_method(PassionSR)
+        method.options = options
+        method.on_save_checkpoint(checkpoint)
+        method.options = both if options != both else {"seed": 0}
+        with pytest.raises(UserError, match="None"):
+            method.check_checkpoint(checkpoint)
+
+    @pytest.mark.parametrize(("written", "given"), [({}, {"seed": 0}), ({"seed": 0}, {})], ids=["checkpoint", "method"])
+    def test_without_options_of_a_run_they_are_not_compared(self, build_method, written, given):
+        checkpoint = {"state_dict": {}}
+        method = build_method(PassionSR)
+        method.options = written
+        method.on_save_checkpoint(checkpoint)
+        method.options = given
+        method.check_checkpoint(checkpoint)
+
+    def test_checkpoints_from_before_options_were_kept_are_read(self, build_method):
+        checkpoint = {"state_dict": {}}
+        method = build_method(PassionSR)
+        method.on_save_checkpoint(checkpoint)
+        del checkpoint["quantsr"]["options"]
+        method.options = {"seed": 0}
+        method.check_checkpoint(checkpoint)
+
     def test_checkpoint_holds_nothing_of_the_teacher(self, build_method, teacher, fit, tmp_path):
         method = build_method(PassionSR, steps=1)
         fit(method).save_checkpoint(tmp_path / "last.ckpt")
