@@ -5,12 +5,15 @@ import warnings
 from pathlib import Path
 
 import lightning
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from quantsr.callbacks.interrupt import SaveOnInterrupt
 from quantsr.callbacks.progress import StageProgress
+from quantsr.errors import UserError
 from quantsr.methods.distributed import StagedDDP
 
 
@@ -36,6 +39,9 @@ def build_trainer(cfg: DictConfig, folder: Path, trains: bool) -> lightning.Trai
     """The Lightning trainer with the run's loggers, progress bar and checkpoints.
 
     On several devices gradients are averaged, see :class:`StagedDDP`.
+
+    Raises:
+        UserError: devices that are not there.
     """
     callbacks = [StageProgress(), SaveOnInterrupt(folder / "checkpoints" / "interrupted.ckpt")]
     if trains:
@@ -45,4 +51,11 @@ def build_trainer(cfg: DictConfig, folder: Path, trains: bool) -> lightning.Trai
     several = str(cfg.trainer.devices) not in ("1", "auto") or cfg.trainer.num_nodes > 1
     strategy = {"strategy": StagedDDP()} if several else {}
     settings = {"default_root_dir": folder, "enable_checkpointing": trains, **strategy}
-    return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, **settings)
+    try:
+        return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, **settings)
+    except InstantiationException as error:
+        reason = error.__cause__  # Of devices Lightning complains in several classes; an unknown key is not about them.
+        if not isinstance(reason, MisconfigurationException | TypeError | ImportError) or "keyword" in str(reason):
+            raise
+        asked = f"trainer.accelerator={cfg.trainer.accelerator} with trainer.devices={cfg.trainer.devices}"
+        raise UserError(f"{asked} cannot be used here: {reason}") from error

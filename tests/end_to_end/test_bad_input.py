@@ -94,6 +94,16 @@ def test_batch_that_devices_cannot_share(train):
     assert_refused(train(*MINMAX, "data.batch_size=3", "trainer.devices=2"), "3 cannot be divided among 2 devices")
 
 
+@pytest.mark.parametrize("option", ["trainer.devices=0", "trainer.devices=two", "trainer.accelerator=tpu"])
+def test_devices_that_are_not_there(train, option):
+    assert_refused(train(*MINMAX, option), option, "cannot be used here")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_that_is_not_there(train):
+    assert_refused(train(*MINMAX, "trainer.accelerator=gpu"), "=gpu with trainer.devices=1 cannot be used here")
+
+
 def test_folder_of_corrupt_images(train, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
