@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from quantsr import jobs
 from quantsr.errors import Interrupted, UserError
+from quantsr.keys import misspelt, refuse_added
 
 USER = 2
 _sweep: Path | None = None  # the folder of the sweep that this process is in charge of
@@ -60,7 +61,7 @@ def one_sentence() -> Iterator[None]:
             raise
         sys.exit(_say(reason))
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(_say(error))
+        sys.exit(_say(misspelt(error) or error))
     except OSError as error:
         if error.filename is None:
             raise
@@ -95,6 +96,7 @@ def launch(cfg: DictConfig, command: str) -> float | None:
     from quantsr.check import check_types
 
     with one_sentence():  # Inside Hydra too, which would put the whole command line above the sentence.
+        refuse_added(HydraConfig.get())
         check_types(cfg)
         getattr(run, command)(cfg)
     return None
@@ -106,6 +108,7 @@ class SweepStart(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         global _sweep
         with one_sentence():  # Hydra would make a warning of an exception.
+            refuse_added(config.hydra)
             check_plugins(config)
             folder = Path(config.hydra.sweep.dir)
             refuse_another(config, folder / "multirun.yaml")

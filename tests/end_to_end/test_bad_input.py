@@ -41,7 +41,15 @@ CASES = {
     "null for a group": (["teacher=null"], ["take the name of an option"]),
     "impossible bits": (["bits.weight=9"], ["bits.weight must be", "from 2 to 8, not 9"]),
     "unknown method": (["method=magic"], ["magic", "passionsr"]),
-    "unknown key": (["method.stepz=3"], ["stepz"]),
+    "unknown key": (["method.stepz=3"], ["there is no key method.stepz: see --help"]),
+    "misspelt key": (["methd=minmax"], ["there is no key methd: did you mean method?"]),
+    "misspelt key of a group": (
+        ["data.bach_size=3"],
+        ["there is no key data.bach_size: did you mean data.batch_size?"],
+    ),
+    "misspelt group that nothing is chosen of": (["experimant=tiny_image"], ["did you mean experiment?"]),
+    "misspelt key that is added": (["+methd=minmax"], ["there is no key methd: did you mean method?"]),
+    "key that is added with what is in it": (["++foo.bar=1"], ["there is no key foo: see --help"]),
     "unknown key that is added": (["+method.stepz=3"], ["stepz"]),
     "unknown part": (["method.parts=[denoizer]"], ["method.parts takes", "denoizer"]),
     "missing checkpoint": (["ckpt_path=/nowhere.ckpt"], ["no checkpoint at ckpt_path=/nowhere.ckpt"]),
@@ -74,6 +82,16 @@ def test_nothing_is_read_before_the_checkpoint_is_known_to_be_there(train):
 
 def test_types_are_checked_before_any_work(train):
     assert_refused(train(*MINMAX, "data.root=/nowhere", "ckpt_path=/nowhere.ckpt", "seed=x"), "seed takes")
+
+
+def test_a_key_that_is_there_may_be_given_with_plus(train):
+    assert_refused(train(*MINMAX, "++seed=3", "+objective=fidelity_psnr", "ckpt_path=/nowhere.ckpt"), "no checkpoint")
+
+
+def test_a_sweep_over_an_unknown_key_has_no_jobs(run, micro, tmp_path):
+    refused = run("train.py", "-m", *micro, *MINMAX, "+sed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert_refused(refused, "there is no key sed: did you mean seed?")
+    assert not (tmp_path / "sweep").exists()
 
 
 @pytest.mark.parametrize(
