@@ -68,6 +68,11 @@ def test_any_pair_of_bits(overrides, expected):
     assert instantiate(configuration(*overrides).bits) == expected
 
 
+def test_a_run_is_named_after_its_actual_bits():
+    cfg = resolved(configuration("bits=w8a8", "bits.weight=3", "bits.act=5"))
+    assert cfg["name"] == "qartsr_w3a5_tiny_image" and "w3a5" in cfg["logger"]["wandb"]["tags"]
+
+
 @pytest.mark.parametrize("method", options("method"))
 def test_method(method, teacher):
     cfg = configuration(f"method={method}", "bits=w3a3")

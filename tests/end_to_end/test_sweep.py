@@ -73,7 +73,7 @@ def test_jobs_use_the_configuration_folder_of_the_sweep(run_alone, micro, tmp_pa
     sweep = tmp_path / "sweep"
     result = run_alone("train.py", *config, *micro, "method=minmax", "bits=mine", f"hydra.sweep.dir={sweep}")
     assert result.code == 0, result.err
-    cfg = OmegaConf.load(sweep / "0_minmax_mine_tiny_image" / "config.yaml")
+    cfg = OmegaConf.load(sweep / "0_minmax_w5a7_tiny_image" / "config.yaml")
     assert (cfg.bits.weight, cfg.bits.act) == (5, 7)
 
 
@@ -84,7 +84,7 @@ def test_submitit_runs_the_same_sweep_side_by_side(micro, tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), "-m", *options, f"hydra.sweep.dir={sweep}"]
     # By the interpreter itself: submitit knows its processes by their numbers.
     result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-    jobs = [f"{number}_minmax_w4a4_tiny_image" for number in range(2)]
+    jobs = ["0_minmax_w9a4_tiny_image", "1_minmax_w8a4_tiny_image"]
     assert_finished(sweep, jobs[1])
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith(f"error: 1 of 2 jobs failed: {jobs[0]}")

@@ -142,7 +142,7 @@ def test_a_teacher_is_trained_and_used(run, micro, tmp_path):
 def test_a_sweep_makes_a_folder_a_job_and_one_table_and_goes_on_after_a_failure(run_alone, micro, tmp_path):
     sweep = tmp_path / "sweep"
     result = run_alone("train.py", "-m", *micro, "method=minmax", "bits.weight=9,8", f"hydra.sweep.dir={sweep}")
-    jobs = [f"{number}_minmax_w4a4_tiny_image" for number in range(2)]
+    jobs = ["0_minmax_w9a4_tiny_image", "1_minmax_w8a4_tiny_image"]
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == jobs
     assert [(sweep / job / "metrics.json").is_file() for job in jobs] == [False, True]
     table = list(csv.DictReader((sweep / "table.csv").open()))
