@@ -1,4 +1,4 @@
-"""Keys on the command line that the configuration does not have: named, with the nearest one that it has."""
+"""Keys on the command line: one that the configuration does not have, with the nearest; one that has to be given."""
 
 import re
 from collections.abc import Iterable
@@ -6,18 +6,25 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 from quantsr.errors import UserError
 
 UNSEEN = ("debug", "experiment", "hparams_search", "objective")
 """What can be given although it is no key of a configuration without it."""
 
+KINDS = {"root": "FOLDER", "lq": "FOLDER", "gt": "FOLDER", "artefact": "FOLDER", "file": "FILE", "files": "[FILE,FILE]"}
+"""What keys take that have to be given, by their endings."""
 
-def misspelt(error: Exception) -> str | None:
-    """What to say of an error of Hydra's that comes from a key that is not there; None for any other.
 
-    Hydra's own words advise to add the key, which nothing would read.
+def about_key(error: Exception) -> str | None:
+    """What to say of an error that comes from a key without a value, or from one that is not there; None for any other.
+
+    Hydra's own words advise to add the latter, and nothing would read it.
     """
+    if isinstance(error, MissingMandatoryValue):
+        what = next((word for ending, word in KINDS.items() if str(error.full_key).endswith(ending)), "VALUE")
+        return f"{error.full_key} has to be given: {error.full_key}={what}"
     reason = error.__cause__
     full_key, parent = getattr(reason, "full_key", None), getattr(reason, "parent_node", None)
     if not full_key or not isinstance(parent, DictConfig):

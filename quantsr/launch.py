@@ -16,9 +16,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from quantsr import jobs
+from quantsr import help, jobs
 from quantsr.errors import Interrupted, UserError
-from quantsr.keys import misspelt, refuse_added
+from quantsr.keys import about_key, refuse_added
 
 USER = 2
 _sweep: Path | None = None  # the folder of the sweep that this process is in charge of
@@ -27,7 +27,9 @@ _sweep: Path | None = None  # the folder of the sweep that this process is in ch
 def command_line(main: Callable[[], None]) -> None:
     """Run a Hydra main function; what the user can put right ends in one sentence on standard error and exit code 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to here.
-    os.environ[jobs.SCRIPT] = os.path.abspath(sys.argv[0])
+    script = Path(sys.argv[0]).absolute()
+    os.environ[jobs.SCRIPT] = str(script)
+    help.register(script.parent / "conf")
     # Read when torch is imported, later. DDP's C++ complains, once, of stages in which all parameters take part.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Our files stand in for a plugin's, so that they say what is missing where it is not installed.
@@ -61,7 +63,7 @@ def one_sentence() -> Iterator[None]:
             raise
         sys.exit(_say(reason))
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(_say(misspelt(error) or error))
+        sys.exit(_say(about_key(error) or error))
     except OSError as error:
         if error.filename is None:
             raise

@@ -7,7 +7,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from quantsr.deploy.artefact import save_student
 from quantsr.deploy.released import existing_files, import_checkpoint, swaps_of
+from quantsr.errors import UserError
 from quantsr.loading import build_teacher
+
+NEEDED = {
+    "teacher": "teacher=NAME, the model that the authors quantized, such as osediff or mgldvsr: no such file holds it",
+    "bits": "bits=NAME, the student's, such as w6a6: no such file says them",
+}
+"""What has to be chosen of groups."""
 
 
 def import_released(cfg: DictConfig) -> dict[str, int]:
@@ -15,7 +22,13 @@ def import_released(cfg: DictConfig) -> dict[str, int]:
 
     Returns:
         Sizes in bytes, see :func:`save_student`.
+
+    Raises:
+        UserError: no teacher or no bits, or what :func:`import_checkpoint` refuses.
     """
+    for group, what in NEEDED.items():
+        if group not in cfg:
+            raise UserError(f"give {what}")
     files, bits = existing_files(cfg.files), instantiate(cfg.bits)  # Before a teacher is loaded.
     teacher = build_teacher(cfg)
     student = import_checkpoint(files, teacher, bits)

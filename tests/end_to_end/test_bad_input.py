@@ -54,7 +54,7 @@ CASES = {
     "unknown part": (["method.parts=[denoizer]"], ["method.parts takes", "denoizer"]),
     "missing checkpoint": (["ckpt_path=/nowhere.ckpt"], ["no checkpoint at ckpt_path=/nowhere.ckpt"]),
     "crop that does not divide": (["data.crop=30"], ["30 pixels does not divide by the scale 4"]),
-    "no root": (["data.root=???"], ["data.root"]),
+    "no root": (["data.root=???"], ["data.root has to be given: data.root=FOLDER"]),
     "text for a whole number": (
         ["method.observation_steps=two"],
         ["method.observation_steps takes a whole number, not 'two'"],

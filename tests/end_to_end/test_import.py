@@ -9,6 +9,7 @@ from quantsr.errors import UserError
 from quantsr.run import import_released
 from quantsr.teachers.files import load_teacher
 from tests.deploy.released.originals import MICRO_UNET, passionsr_state
+from tests.end_to_end.test_bad_input import assert_refused
 
 
 @pytest.fixture
@@ -45,12 +46,21 @@ def test_what_does_not_fit_is_said_in_one_sentence(run, file, tmp_path):
     assert not (tmp_path / "run" / "artefact").exists()
 
 
-def test_teacher_and_bits_have_to_be_given(run, file):
-    done = run("import.py", f"files=[{file}]", "bits=w6a6")
-    assert done.code == 2 and "You must specify 'teacher'" in done.err
-
-
 def test_files_are_looked_for_before_the_teacher_is_built(tmp_path):
-    cfg = OmegaConf.create({"files": [str(tmp_path / "nowhere.pth")], "bits": {"_target_": "builtins.object"}})
+    files, bits = [str(tmp_path / "nowhere.pth")], {"_target_": "builtins.object"}
+    cfg = OmegaConf.create({"files": files, "bits": bits, "teacher": {}})
     with pytest.raises(UserError, match=r"there is no file .*nowhere\.pth"):
-        import_released(cfg)  # Which would ask for cfg.teacher.
+        import_released(cfg)  # The teacher is none that could be built.
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (["bits=w6a6"], "give teacher=NAME, the model that the authors quantized"),
+        (["teacher=tiny_image"], "give bits=NAME, the student's"),
+        (["teacher=tiny_image", "bits=w6a6"], "files has to be given: files=[FILE,FILE]"),
+    ],
+    ids=["teacher", "bits", "files"],
+)
+def test_what_is_missing_is_named(run, tmp_path, given, text):
+    assert_refused(run("import.py", *given, f"hydra.run.dir={tmp_path / 'run'}"), text)
