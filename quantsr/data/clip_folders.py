@@ -112,7 +112,8 @@ def _check(clip: Clip, scale: int, frames: int, side: int) -> None:
     """Compare what is known without decoding; Unusable if it does not fit."""
     if len(clip) < frames:
         raise Unusable(f"{len(clip)} frames, fewer than {frames}")
-    check_side(clip.versions[0].size, side if clip.gt is not None else -(-side // scale))
+    larger = scale if clip.gt is None else 1
+    check_side(clip.versions[0].size, -(-side // larger), larger)
     if clip.gt is None or clip.lq is None:
         return
     if len(clip.lq) != len(clip.gt):

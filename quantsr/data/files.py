@@ -25,6 +25,8 @@ Skipped = tuple[str, str]
 
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 """Pillow reports a broken file as any of these, depending on the format's decoder."""
+CROPS = 32
+"""Crops of a multiple of this side suit every teacher."""
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
 """The EXIF tag that says how the camera was held, and its values for a quarter turn."""
 
@@ -145,10 +147,22 @@ def image_size(path: Path, checksums: bool = False) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def check_side(size: tuple[int, int], minimum: int) -> None:
-    """Refuse (height, width) with a side under `minimum` pixels, with Unusable."""
+def check_side(size: tuple[int, int], minimum: int, scale: int = 1) -> None:
+    """Refuse (height, width) with a side under `minimum` pixels, with Unusable.
+
+    Args:
+        size: of the image.
+        minimum: shortest side that it must have.
+        scale: how many times larger the image is that crops are counted in.
+    """
     if min(size) < minimum:
-        raise Unusable(f"{written(size)} pixels, smaller than {minimum}")
+        raise Unusable(f"{written(size)} pixels, smaller than {minimum}{crop_for(scale * min(size))}")
+
+
+def crop_for(side: int) -> str:
+    """The option that makes crops fit into an image with this shorter side; nothing if no crop does."""
+    crop = side // CROPS * CROPS
+    return f" (data.crop={crop} would fit)" if crop else ""
 
 
 def check_ratio(lq: tuple[int, int], gt: tuple[int, int], scale: int) -> None:

@@ -13,7 +13,7 @@ from quantsr.data.clip_degradations import ClipDegradation
 from quantsr.data.clip_folders import PARTS, ClipMatch, divide, list_clips, open_clips
 from quantsr.data.clips import ClipSegments, disjoint_segments
 from quantsr.data.degradations import to_float
-from quantsr.data.files import NamedImage, list_images, read_images
+from quantsr.data.files import NamedImage, crop_for, list_images, read_images
 from quantsr.data.frames import FramesDataModule, matched_paths, turn
 from quantsr.data.pairs import NamedPath
 from quantsr.data.photos import packaged_photos
@@ -62,7 +62,8 @@ class MovingCrops(Dataset):
             raise UserError(f"A crop of {crop} pixels does not divide by the scale {degradation.scale}.")
         for name, photo in photos:
             if min(photo.shape[-2:]) < crop:
-                raise UserError(f"Photograph {name} is smaller than the crop of {crop} pixels.")
+                fits = crop_for(min(photo.shape[-2:]))
+                raise UserError(f"Photograph {name} is smaller than the crop of {crop} pixels{fits}.")
         self.photos, self.frames, self.crop, self.degradation = list(photos), frames, crop, degradation
         self.clips_per_photo, self.seed, self.random, self.flow = clips_per_photo, seed, random, flow
 

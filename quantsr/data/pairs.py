@@ -134,9 +134,10 @@ class PairsDataModule(FramesDataModule):
             what = f"No image of {self.lq.absolute()}"
             if self.gt is not None:
                 what = f"No pair of {self.lq.absolute()} and {self.gt.absolute()}"
+            example = f" ({skipped[0][0]}: {skipped[0][1]})" if skipped else ""
             raise UserError(
                 f"{what} is left for {purpose}: "
-                f"{len(skipped)} were skipped, and validation_share is {self.validation_share}."
+                f"{len(skipped)} were skipped{example}, and validation_share is {self.validation_share}."
             )
         return pairs
 
@@ -150,7 +151,7 @@ def read_pair(lq_path: Path, gt_path: Path | None, scale: int, minimum: int) -> 
     """
     lq = read_usable(lq_path)
     if gt_path is None:
-        check_side(lq.shape[-2:], -(-minimum // scale))
+        check_side(lq.shape[-2:], -(-minimum // scale), scale)
         return lq, None
     gt = read_usable(gt_path, minimum)
     check_ratio(lq.shape[-2:], gt.shape[-2:], scale)

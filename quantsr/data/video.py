@@ -11,6 +11,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
 from quantsr.data.clip_frames import FolderFrames, Frames
+from quantsr.data.files import EXTENSIONS
 from quantsr.data.yuv import from_video_frame, pad_to_even, to_video_frame
 from quantsr.errors import UserError
 
@@ -44,7 +45,14 @@ class VideoFrames(Frames):
         try:
             yield from map(from_video_frame, islice(self._decode(start), count))
         except (av.FFmpegError, OSError) as error:
-            raise UserError(f"{self.path.absolute()} is not readable as a video ({error}).") from error
+            reason = f"not readable as a video ({error.strerror}){self._kinds()}"
+            raise UserError(f"{self.path.absolute()} is {reason}.") from error
+
+    def _kinds(self) -> str:
+        """What files can be, where this one is not named like a video."""
+        if self.path.suffix.lower() in VIDEO_EXTENSIONS:
+            return ""
+        return f": images end in {' '.join(EXTENSIONS)}, videos in {' '.join(VIDEO_EXTENSIONS)}"
 
     def _decode(self, start: int) -> Iterator[av.VideoFrame]:
         with self._open() as container:

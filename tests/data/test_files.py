@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from quantsr.data.files import Unusable, image_size, list_images, read_folder, read_image
+from quantsr.data.files import Unusable, check_side, image_size, list_images, read_folder, read_image
 from quantsr.errors import UserError
 
 
@@ -83,6 +83,19 @@ def test_broken_and_small_files_are_skipped_by_name(tmp_path, save_image, caplog
     assert [name for name, _ in skipped] == ["cut_off.jpg", "small.png", "text.png"]
     assert "16x64 pixels, smaller than 32" in dict(skipped)["small.png"]
     assert all(name in caplog.text for name, _ in skipped)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "crop"), [((192, 191), 1, 160), ((33, 500), 1, 32), ((40, 47), 4, 160)], ids=str
+)
+def test_the_crop_that_would_fit_is_named(size, scale, crop):
+    with pytest.raises(Unusable, match=rf"smaller than 192 \(data\.crop={crop} would fit\)$"):
+        check_side(size, 192, scale)
+
+
+def test_no_crop_is_named_where_none_would_fit():
+    with pytest.raises(Unusable, match=r"31x40 pixels, smaller than 192$"):
+        check_side((40, 31), 192)
 
 
 def test_many_skipped_files_are_counted_not_listed(tmp_path, save_image, caplog):

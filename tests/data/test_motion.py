@@ -67,7 +67,7 @@ class TestMovingCrops:
         ("options", "message"),
         [
             pytest.param({"crop": 30}, "30 pixels does not divide by the scale 4", id="indivisible"),
-            pytest.param({"crop": 68}, "photo0 is smaller than the crop of 68", id="too large"),
+            pytest.param({"crop": 68}, r"crop of 68 pixels \(data\.crop=64 would fit\)", id="too large"),
             pytest.param({"frames": 0}, "0 and 2 are too few", id="no frame"),
             pytest.param({"clips_per_photo": 0}, "3 and 0 are too few", id="no clip"),
         ],

@@ -134,7 +134,8 @@ class TestPairsDataModule:
         for batch in module.train_dataloader():
             assert batch["lq"].shape == (2, 3, 16, 16) and "gt" not in batch
         whole = PairsDataModule(folders[0], None, validation_share=0, crop=64)
-        assert len(whole.calibration()) == 6 and whole.skipped == [("small", "15x40 pixels, smaller than 16")]
+        reason = "15x40 pixels, smaller than 16 (data.crop=32 would fit)"
+        assert len(whole.calibration()) == 6 and whole.skipped == [("small", reason)]
         with pytest.raises(UserError, match=r"No image of .*lq is left for calibration"):
             PairsDataModule(folders[0], None, validation_share=1).calibration()
 

@@ -147,6 +147,12 @@ class TestFailures:
         with pytest.raises(UserError, match=r"a\.mp4 is not readable as a video"):
             next(iter_frames(tmp_path / "a.mp4"))
 
+    def test_what_is_no_video_by_its_name_is_told_what_files_can_be(self, tmp_path):
+        (tmp_path / "note.txt").write_text("no video at all")
+        kinds = r"images end in \.png \.jpg .*, videos in \.mp4 \.m4v .*\.$"
+        with pytest.raises(UserError, match=rf"note\.txt is not readable as a video \(.*\): {kinds}"):
+            open_frames(tmp_path / "note.txt")
+
     def test_only_sound(self, tmp_path):
         with wave.open(str(tmp_path / "a.wav"), "wb") as file:
             file.setparams((1, 2, 8000, 0, "NONE", "none"))
