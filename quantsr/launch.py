@@ -35,7 +35,15 @@ def command_line(main: Callable[[], None]) -> None:
     # Our files stand in for a plugin's, so that they say what is missing where it is not installed.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/.* is validated against ConfigStore schema")
     with one_sentence():
-        main()
+        try:
+            main()
+        except OSError as error:
+            if error.filename is None:
+                raise
+            # Hydra could not make the run's folder: what the run itself meets is a sentence by now.
+            raise UserError(
+                f"cannot use {error.filename}: {error.strerror}; give another hydra.run.dir=FOLDER"
+            ) from error
 
 
 @contextmanager
@@ -83,6 +91,23 @@ def _say(error: object) -> int:
     return USER
 
 
+@contextmanager
+def no_empty_folder() -> Iterator[None]:
+    """Remove what Hydra has written of a run that is refused before it has written anything itself.
+
+    A folder that was given by ``hydra.run.dir`` is the user's, and stays.
+    """
+    try:
+        yield
+    except Exception:
+        hydra = HydraConfig.get()
+        folder = Path(hydra.runtime.output_dir)
+        given = any("hydra.run.dir=" in override for override in hydra.overrides.hydra)
+        if not given and [entry.name for entry in folder.iterdir()] == [hydra.output_subdir]:
+            shutil.rmtree(folder)
+        raise
+
+
 def launch(cfg: DictConfig, command: str) -> float | None:
     """Run one job: here, or in a process of its own when it belongs to a sweep.
 
@@ -97,7 +122,8 @@ def launch(cfg: DictConfig, command: str) -> float | None:
     from quantsr import run
     from quantsr.check import check_types
 
-    with one_sentence():  # Inside Hydra too, which would put the whole command line above the sentence.
+    # Inside Hydra too, which would put the whole command line above the sentence.
+    with one_sentence(), no_empty_folder():
         refuse_added(HydraConfig.get())
         check_types(cfg)
         getattr(run, command)(cfg)

@@ -53,6 +53,7 @@ CASES = {
     "unknown key that is added": (["+method.stepz=3"], ["stepz"]),
     "unknown part": (["method.parts=[denoizer]"], ["method.parts takes", "denoizer"]),
     "missing checkpoint": (["ckpt_path=/nowhere.ckpt"], ["no checkpoint at ckpt_path=/nowhere.ckpt"]),
+    "images smaller than the crop": (["data.crop=192"], ["smaller than 192 (data.crop=64 would fit)"]),
     "crop that does not divide": (["data.crop=30"], ["30 pixels does not divide by the scale 4"]),
     "no root": (["data.root=???"], ["data.root has to be given: data.root=FOLDER"]),
     "text for a whole number": (
@@ -148,7 +149,8 @@ def test_one_corrupt_image_among_good_ones_is_named_and_left_out(train, image_fo
 
 def test_run_folder_that_cannot_be_made(train, tmp_path):
     (tmp_path / "file").write_text("")
-    assert_refused(train(*MINMAX, folder=tmp_path / "file" / "run"), f"cannot use {tmp_path / 'file'}")
+    refused = train(*MINMAX, folder=tmp_path / "file" / "run")
+    assert_refused(refused, f"cannot use {tmp_path / 'file'}", "give another hydra.run.dir=FOLDER")
 
 
 class TestCheckpointOfAnotherRun:
@@ -210,6 +212,25 @@ class TestFolderOfAnotherRun:
         result = train(*MICRO_STEPS["passionsr"], "bits=w6a6", "seed=3", checkpoint, folder=folder)
         assert result.code == 0, result.err
         assert (folder / "metrics.json").is_file()
+
+
+class TestFolderOfARunThatIsRefused:
+    @pytest.mark.parametrize("command", [["train.py", "ckpt_path=/nowhere.ckpt"], ["eval.py"], ["import.py"]], ids=str)
+    def test_nothing_is_left(self, run, tmp_path, monkeypatch, command):
+        monkeypatch.chdir(tmp_path)
+        assert run(*command).code == 2
+        assert [path for path in tmp_path.glob("runs/*/*")] == []
+
+    def test_a_folder_that_was_given_stays(self, train, tmp_path):
+        assert train("ckpt_path=/nowhere.ckpt", folder=tmp_path / "mine").code == 2
+        assert (tmp_path / "mine").is_dir()
+
+    def test_what_the_run_has_written_stays(self, run, micro, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        diverging = ["method=passionsr", "method.steps=4", "method.transform_lr=1e20", "method.relative_lr=false"]
+        assert run("train.py", *micro, *diverging).code == 2
+        [folder] = tmp_path.glob("runs/*/*")
+        assert (folder / "config.yaml").is_file()
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint"], ids=["empty", "text"])
