@@ -1,7 +1,10 @@
 """ViDiT-Q: bounds for every token, channels balanced by scale and rotation, the full-precision model untouched."""
 
+import re
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from quantsr.deploy.artefact import load_student, save_student
 from quantsr.methods.minmax import MinMax
@@ -12,6 +15,7 @@ from quantsr.quant.layer import QuantizedLayer
 from quantsr.quant.recipe import AttentionRecipe, LayerRecipe
 from quantsr.quant.spec import Bits
 from quantsr.quant.transforms import channel_magnitude
+from tests.conftest import ROOT
 
 TEACHERS = pytest.mark.parametrize("of", ["teacher", "video_teacher"])
 
@@ -107,3 +111,15 @@ def test_the_artefact_comes_back_bit_for_bit(request, of, fit, tmp_path):
 @pytest.mark.parametrize("stage", ["smoothing", "ranges"])
 def test_resuming_inside_a_stage_ends_in_the_same_student(teacher, resume, stage):
     resume(lambda: build(teacher), stage)
+
+
+def test_the_page_on_new_methods_shows_it_as_it_is(teacher):
+    """Its listings run as they stand, and say what the package's own files say."""
+    page = (ROOT / "docs" / "add_a_method.md").read_text()
+    code, config = (re.search(rf"```{language}\n(.*?)```", page, re.DOTALL)[1] for language in ("python", "yaml"))
+    listed = {}
+    exec(code, listed)
+    shown, own = (kind(teacher, Bits(4, 4), observation_steps=2) for kind in (listed["ViDiTQ"], ViDiTQ))
+    assert shown.swaps == own.swaps
+    assert [(stage.name, stage.steps) for stage in shown.plan] == [(stage.name, stage.steps) for stage in own.plan]
+    assert OmegaConf.create(config) == OmegaConf.load(ROOT / "conf" / "method" / "viditq.yaml")
