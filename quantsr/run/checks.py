@@ -13,7 +13,7 @@ from quantsr.teachers.base import Teacher
 
 
 def refuse_finished(folder: Path) -> None:
-    """Refuse to write into the folder of a finished run; that of a stopped one is where it may go on.
+    """Refuse to write into the folder of a finished run or evaluation; that of a stopped run is where it may go on.
 
     Raises:
         UserError: it holds figures.

@@ -19,7 +19,7 @@ from quantsr.errors import UserError
 from quantsr.evaluation import Report, measure, measure_outputs, print_table
 from quantsr.loading import load_models
 from quantsr.metrics.choice import choose, print_choice
-from quantsr.run.checks import check_frames, chosen_metrics
+from quantsr.run.checks import check_frames, chosen_metrics, refuse_finished
 from quantsr.run.results import write_json
 from quantsr.upscaling import on_device
 
@@ -37,6 +37,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(
             "eval.py measures either artefact=FOLDER (or a checkpoint) or outputs=FOLDER: give one of the two"
         )
+    refuse_finished(folder)
     measured = evaluate_outputs(cfg, device) if cfg.outputs is not None else evaluate_artefact(cfg, device)
     summary = measured.summary()
     table = measured.write_csv(folder)

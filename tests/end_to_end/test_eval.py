@@ -54,6 +54,13 @@ def test_gives_the_metrics_of_the_run(run, trained, data, tmp_path, which):
     assert str(tmp_path / "images.csv") in result.out
 
 
+def test_the_figures_of_a_run_are_not_overwritten(run, trained, data):
+    before = (trained[0] / "metrics.json").read_bytes()
+    refused = run("eval.py", f"artefact={trained[0]}", *data, f"hydra.run.dir={trained[0]}")
+    assert refused.code == 2 and f"{trained[0]} holds a finished run: give another hydra.run.dir" in refused.err
+    assert (trained[0] / "metrics.json").read_bytes() == before
+
+
 def test_other_data_gives_other_metrics(run, trained, data, tmp_path):
     result = run("eval.py", f"artefact={trained[0]}", *data, "data.validation_share=1", f"hydra.run.dir={tmp_path}")
     assert result.code == 0, result.err
