@@ -253,13 +253,13 @@ class StagedModule(LightningModule, ABC):
             UserError: the checkpoint cannot be resumed by this run.
         """
         found, own = checkpoint["quantsr"], self.identity()
-        written, given = found.get("options", {}), self.options  # Older checkpoints hold none.
-        options = written | given if written and given else {}
-        found, now = {**written, **found}, {**given, **own}
-        for key in ("method", *options, *own):
-            if found.get(key) != now.get(key):
+        given = self.options or found.get("options", {})
+        written = found.get("options") or given  # Older checkpoints hold none.
+        before, now = written | found, given | own
+        for key in ("method", *(written | given), *own):
+            if before.get(key) != now.get(key):
                 raise UserError(
-                    f"ckpt_path was written with {key} = {found.get(key)}, this run has {now.get(key)}: "
+                    f"ckpt_path was written with {key} = {before.get(key)}, this run has {now.get(key)}: "
                     "give the options of the first run"
                 )
 
