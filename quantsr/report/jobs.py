@@ -18,7 +18,7 @@ SKIPPED = (".", "wandb")  # W&B has a config.yaml of its own in its folders.
 NAMED = ("method", "teacher", "data", "seed")  # Read from the configuration: a default counts as much as an override.
 IRRELEVANT = ("bits", "logger", "name", "run_dir", "cache_dir", "ckpt_path", "checkpoint_every")
 MEASURED = ("artefact", "outputs")  # What a run of eval.py measures.
-FEEDING = ("data.seed", "data.batch_size", "data.num_workers")  # These do not change what is measured.
+FEEDING = ("data.seed", "data.batch_size", "data.calibration.")  # They change the result, not what is measured on.
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,8 @@ def _labelled(read: list[tuple[Job, dict[str, str]]]) -> list[Job]:
     given = [overrides for _, overrides in read]
     keys = list(dict.fromkeys(key for overrides in given for key in overrides))
     differing = [key for key in keys if len({overrides.get(key) for overrides in given}) > 1]
-    differing = [key for key in differing if key not in (*NAMED, *FEEDING) and not key.startswith("hydra.")]
+    differing = [key for key in differing if key not in NAMED and not key.startswith("hydra.")]
+    differing = [key for key in differing if not key.endswith(".num_workers")]
     differing = [key for key in differing if key.partition(".")[0].partition("@")[0] not in IRRELEVANT]
     alike = Counter((job.method, job.bits, job.seed, job.data) for job, _ in read)
     jobs = []
@@ -183,7 +184,8 @@ def _labelled(read: list[tuple[Job, dict[str, str]]]) -> list[Job]:
             own = {key: value for key, value in own.items() if key not in MEASURED}
         groups = {}
         for group in ("teacher", "data"):
-            options = [f"{key.partition('.')[2]}={own.pop(key)}" for key in list(own) if key.startswith(f"{group}.")]
+            of_group = [key for key in own if key.startswith(f"{group}.") and not key.startswith(FEEDING)]
+            options = [f"{key.partition('.')[2]}={own.pop(key)}" for key in of_group]
             groups[group] = " ".join([getattr(job, group), *([f"({', '.join(options)})"] if options else [])])
         jobs.append(Job(**{**vars(job), **groups, "differs": own}))
     return jobs

@@ -169,9 +169,16 @@ class TestWhatDiffers:
         assert self.differs(tmp_path) == [{}, {}]
 
     def test_where_things_are_written_does_not_count(self, make_run, tmp_path):
-        make_run(overrides=("logger=csv", "hydra.run.dir=/a", "data.batch_size=1"))
-        make_run(overrides=("logger=default", "run_dir=/b", "data.batch_size=2"))
+        make_run(overrides=("logger=csv", "hydra.run.dir=/a", "data.num_workers=1"))
+        make_run(overrides=("logger=default", "run_dir=/b", "data.num_workers=2"))
         assert self.differs(tmp_path) == [{}, {}]
+
+    @pytest.mark.parametrize("key", ["data.batch_size", "data.seed", "data.calibration.root"])
+    def test_how_a_run_was_fed_is_an_option_of_the_run_on_the_same_data(self, make_run, tmp_path, key):
+        for value in (1, 2):
+            make_run(overrides=(f"{key}={value}",))
+        assert self.differs(tmp_path) == [{key: "1"}, {key: "2"}]
+        assert {job.data for job in read_jobs([tmp_path])} == {"photos"}
 
     @pytest.mark.parametrize("plus", ["", "+", "++"])
     def test_experiments_and_added_keys(self, make_run, tmp_path, plus):
