@@ -31,7 +31,7 @@ class Job:
             ``photos``); bits are empty where nothing is quantized. Where jobs differ in the teacher's or the data's
             options, these follow in brackets.
         seed: of everything that is drawn at random.
-        differs: its other overrides that not all jobs have alike, by key.
+        differs: its other overrides that not all jobs have alike, by key; of a teacher also the bits it was chosen by.
         metrics: what ``metrics.json`` holds; None for a job without figures.
         problem: why it has none, in words.
     """
@@ -105,7 +105,11 @@ def _read(folder: Path) -> tuple[Job, dict[str, str]]:
         data = choices.get("data") or _name(config.get("data"), "_target_")
     except Exception as error:  # Whatever a damaged file makes the parsers raise: the other runs still count.
         return Job(folder, folder.name, problem=f"its configuration is unreadable ({_first_line(error)})"), {}
-    return Job(folder, method, bits, teacher, data, seed, metrics=metrics, problem=problem), overrides
+    differs = {}
+    if bits and metrics is not None and "student" not in metrics:
+        # Widths that a teacher was chosen by (TRQ): its figures are in full precision.
+        bits, differs = "", {"bits": bits}
+    return Job(folder, method, bits, teacher, data, seed, differs, metrics, problem), overrides
 
 
 def _first_line(error: Exception) -> str:
@@ -187,5 +191,5 @@ def _labelled(read: list[tuple[Job, dict[str, str]]]) -> list[Job]:
             of_group = [key for key in own if key.startswith(f"{group}.") and not key.startswith(FEEDING)]
             options = [f"{key.partition('.')[2]}={own.pop(key)}" for key in of_group]
             groups[group] = " ".join([getattr(job, group), *([f"({', '.join(options)})"] if options else [])])
-        jobs.append(Job(**{**vars(job), **groups, "differs": own}))
+        jobs.append(Job(**{**vars(job), **groups, "differs": job.differs | own}))
     return jobs

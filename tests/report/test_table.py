@@ -121,6 +121,16 @@ class TestReferences:
         assert [row.label for row in section.references] == ["bicubic"]
         assert column(section, "psnr_y") == {"teacher": "2.00"}
 
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_a_teacher_that_was_chosen_by_bits_is_not_quantized(self, make_run, table, count):
+        trained = {"before": {"psnr_y": 23.0}, "teacher": {"psnr_y": 24.0}}
+        for bits in ("w4a4", "w2a2")[:count]:
+            make_run("trq", bits, metrics=trained)
+            make_run("qartsr", bits)
+        section, notes = table().sections[0], table().notes
+        assert [row.label for row in section.groups[""]] == ["trq bits=w4a4", "trq bits=w2a2"][:count] and not notes
+        assert [row.label for row in section.groups["w4a4"]] == ["qartsr"]
+
     def test_other_pictures_are_told(self, make_run, table):
         make_run("a")
         make_run("b", metrics=METRICS | {"bicubic": {"psnr_y": 20.0}})
