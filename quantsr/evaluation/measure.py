@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from quantsr.data.degradations import to_float
-from quantsr.data.files import read_image
+from quantsr.data.files import Skipped, Unusable, read_usable, warn_skipped
+from quantsr.errors import UserError
 from quantsr.evaluation.outputs import as_saved, save_output, save_versions
 from quantsr.evaluation.report import Report, means, pictures, spread
 from quantsr.flow import FlowEstimator
 from quantsr.metrics.choice import NO_REFERENCE, Metrics
-from quantsr.metrics.fidelity import psnr, psnr_y, ssim_y
+from quantsr.metrics.fidelity import WINDOW, check_same_shape, psnr, psnr_y, ssim_y
 from quantsr.metrics.temporal import estimate_flows, occluded_pixels, warping_error
 
 Model = Callable[[Tensor], Tensor]
@@ -80,12 +81,28 @@ def measure(
 
 
 def measure_outputs(matches: Sequence[tuple[str, Path, Path]], metrics: Metrics | None = None) -> Report:
-    """Compare ready-made images with ground truth: (name, output, ground truth) of each."""
+    """Compare ready-made images with ground truth: (name, output, ground truth) of each.
+
+    Those that cannot be read, are too small or are not of the ground truth's size are left out and named in the log.
+
+    Raises:
+        UserError: nothing is left.
+    """
     metrics = metrics or Metrics()
     report = Report(["outputs"], absent=dict(metrics.absent))
+    skipped: list[Skipped] = []
     for name, *paths in track(matches, "measuring", console=Console(), transient=True):
-        sr, gt = (to_float(read_image(path)) for path in paths)
-        report.rows.append({"name": name, **compare({"outputs": sr, "gt": gt}, metrics)})
+        try:
+            sr, gt = (to_float(read_usable(path, WINDOW)) for path in paths)
+            check_same_shape(sr, gt)
+        except (Unusable, UserError) as reason:
+            skipped.append((name, str(reason)))
+        else:
+            report.rows.append({"name": name, **compare({"outputs": sr, "gt": gt}, metrics)})
+    warn_skipped(skipped)
+    if not report.rows:
+        name, reason = skipped[0]
+        raise UserError(f"none of the {len(matches)} outputs can be measured: {name}: {reason}")
     return _finished(report, metrics)
 
 

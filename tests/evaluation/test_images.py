@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from quantsr.errors import UserError
 from quantsr.evaluation import as_saved, bicubic, measure, measure_outputs, print_table
 from quantsr.flow import flow_estimator
 from quantsr.metrics.choice import NO_REFERENCE, Metrics
@@ -82,6 +83,27 @@ def test_images_are_saved_as_measured(tmp_path):
     for row, other in zip(report.rows, again.rows, strict=True):
         assert other["outputs.psnr_y"] == pytest.approx(row["student.psnr_y"], abs=0.01)
     assert list(again.summary()) == ["outputs", "images"]
+
+
+class TestOutputsThatCannotBeMeasured:
+    @pytest.fixture
+    def matches(self, tmp_path):
+        """A good output, and one that is no image, too small or of another size than its ground truth."""
+        for name, side in {"good": 24, "gt": 24, "small": 10, "other": 16}.items():
+            Image.new("RGB", (24, side)).save(tmp_path / f"{name}.png")
+        (tmp_path / "broken.png").write_bytes(b"no image")
+        return [(name, tmp_path / f"{name}.png", tmp_path / "gt.png") for name in ("broken", "good", "small", "other")]
+
+    def test_they_are_named_and_left_out(self, matches, caplog):
+        report = measure_outputs(matches)
+        assert [row["name"] for row in report.rows] == ["good"] and report.summary()["images"] == 1
+        broken, small, other = (record.getMessage() for record in caplog.records)
+        assert "broken: not readable" in broken and "small: 24x10 pixels, smaller than 11" in small
+        assert "other: images to compare must have one size" in other
+
+    def test_it_is_said_if_nothing_is_left(self, matches):
+        with pytest.raises(UserError, match="none of the 1 outputs can be measured: broken: not readable"):
+            measure_outputs(matches[:1])
 
 
 class Brightness:
