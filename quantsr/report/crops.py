@@ -54,12 +54,12 @@ def crop_side(size: tuple[int, int]) -> int:
 def find_place(sample: Sample, bits: str) -> Place:
     """The square in which the methods' outputs at some bits have the largest variance; in a clip of all frames.
 
-    A single method is compared with the teacher, or else the ground truth. Where nothing differs: the middle.
+    A single method is compared with its teacher, or else the ground truth. Where nothing differs: the middle.
     """
     versions = list(sample.students[bits])
     if len(versions) == 1:
         by_label = {version.label: version for version in sample.references}
-        versions += [by_label[label] for label in ("teacher", "ground truth") if label in by_label][:1]
+        versions += [by_label[label] for label in (versions[0].teacher, "ground truth") if label in by_label][:1]
     side, (width, height) = crop_side(sample.size), sample.size
     best = Place(0, (height - side) // 2, (width - side) // 2, side, height // 2)
     largest, rows = 0.0, np.zeros(height)
@@ -97,7 +97,7 @@ def slice_zoom(sample: Sample) -> int:
 
 
 def shown(sample: Sample, bits: str) -> list[Version]:
-    """What stands side by side: the input, bicubic, the teacher, the methods, the ground truth."""
+    """What stands side by side: the input, bicubic, the teachers, the methods, the ground truth."""
     truth = [version for version in sample.references if version.label == "ground truth"]
     others = [version for version in sample.references if version not in truth]
     return [*others, *sample.students[bits], *truth]

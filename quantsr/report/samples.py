@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from quantsr.report.jobs import Job
-from quantsr.report.table import Section
+from quantsr.report.table import Row, Section
 
 REFERENCES = {"lq": "low quality", "bicubic": "bicubic", "teacher": "teacher", "gt": "ground truth"}
 
@@ -24,12 +24,14 @@ class Version:
         bits: of the method; empty for references.
         files: one picture; of a clip all frames.
         note: ``26.93 dB`` (PSNR-Y), where it was measured.
+        teacher: of a method, the label of its teacher among the references.
     """
 
     label: str
     bits: str
     files: tuple[Path, ...]
     note: str = ""
+    teacher: str = ""
 
     def frame(self, number: int, size: tuple[int, int]) -> np.ndarray:
         """One frame, ``(h, w, 3)`` bytes; a smaller one (the low-quality input) is enlarged by repeating pixels.
@@ -51,7 +53,7 @@ class Sample:
         name: of the picture or clip.
         size: width and height of what the methods give, in pixels.
         length: number of frames; 1 for a picture.
-        references: input, bicubic, teacher and ground truth, as far as they are there.
+        references: input, bicubic, teachers and ground truth, as far as they are there.
         students: the methods' outputs by bits.
     """
 
@@ -83,14 +85,14 @@ def read_samples(section: Section) -> tuple[list[Sample], list[str]]:
             problems.append(f"the figures of {job.folder.name} by picture cannot be read ({error})")
         for folder in sorted(path for path in (job.folder / "outputs").glob("*") if path.is_dir()):
             try:
-                _add(samples, folder, row.label, bits, notes.get(folder.name, {}))
+                _add(samples, folder, row, bits, notes.get(folder.name, {}))
             except (OSError, ValueError) as error:
                 problems.append(f"outputs of {job.folder.name} for {folder.name} cannot be used ({error})")
     return list(samples.values()), problems
 
 
-def _add(samples: dict[tuple[str, str], Sample], folder: Path, label: str, bits: str, notes: dict[str, str]) -> None:
-    """Add one method's output for one sample, and the references where they are the first of the sample."""
+def _add(samples: dict[tuple[str, str], Sample], folder: Path, row: Row, bits: str, notes: dict[str, str]) -> None:
+    """Add one method's output for one sample, and those references that the sample does not have yet."""
     files = {name: _files(folder, name) for name in ("student", *REFERENCES)}
     if not files["student"]:
         raise ValueError("no student.png or student/00000.png")
@@ -103,13 +105,16 @@ def _add(samples: dict[tuple[str, str], Sample], folder: Path, label: str, bits:
     sample = samples.setdefault((folder.name, digest), Sample(folder.name, size, length))
     if (size, length) != (sample.size, sample.length):
         raise ValueError(f"{length} frames of {size[0]}x{size[1]}, others have another size")
-    if not sample.references:
-        sample.references = [
-            Version(caption, "", files[name], notes.get(name, ""))
-            for name, caption in REFERENCES.items()
-            if files[name]
-        ]
-    sample.students.setdefault(bits, []).append(Version(label, bits, files["student"], notes.get("student", "")))
+    # As the table calls it where there are several.
+    teacher = f"teacher teacher={row.options['teacher']}" if "teacher" in row.options else "teacher"
+    known = [version.label for version in sample.references]
+    sample.references += [
+        Version(caption, "", files[name], notes.get(name, ""))
+        for name, caption in (REFERENCES | {"teacher": teacher}).items()
+        if files[name] and caption not in known
+    ]
+    student = Version(row.label, bits, files["student"], notes.get("student", ""), teacher)
+    sample.students.setdefault(bits, []).append(student)
 
 
 def _files(folder: Path, name: str) -> tuple[Path, ...]:

@@ -160,6 +160,24 @@ class TestSamples:
         found, _ = self.read(tmp_path)
         assert [[v.label for v in sample.students["w4a4"]] for sample in found] == [["a"], ["b"]]
 
+    def test_every_teacher_is_shown_and_compared_with_its_own_student(self, make_run, tmp_path):
+        for number, bits in ((1, "w4a4"), (2, "w2a2")):
+            teacher = spot(50 * number, 50 * number)
+            run = make_run("a", bits, teacher=f"t{number}", outputs={"one": versions(flat(), teacher=teacher)})
+            (run / "images.csv").write_text(f"name,teacher.psnr_y\none,{20 + number}\n")
+        (sample,), problems = self.read(tmp_path)
+        assert not problems
+        assert [(v.label, v.note) for v in shown(sample, "w2a2")] == [
+            ("low quality", ""),
+            ("bicubic", ""),
+            ("teacher teacher=t1", "21.00 dB"),
+            ("teacher teacher=t2", "22.00 dB"),
+            ("a teacher=t2", ""),
+            ("ground truth", ""),
+        ]
+        assert [version.frame(0, sample.size)[50, 50, 0] for version in shown(sample, "w2a2")[2:4]] == [200, 100]
+        assert find_place(sample, "w4a4").left <= 50 and find_place(sample, "w2a2").left > 70
+
     @pytest.mark.parametrize("damage", ["no student", "not a picture", "another size"])
     def test_damaged_outputs_are_named(self, make_run, tmp_path, damage):
         make_run("a", outputs={"one": versions(flat())})

@@ -61,7 +61,7 @@ for (const block of document.querySelectorAll(".compare")) {
     const before = sample && ["left", "right"].map((side) => sample.versions[choose[side].value]);
     sample = samples[choose.sample.value];
     const last = sample.versions.filter((version) => version.group === sample.versions.at(-1).group);
-    const teacher = sample.versions.find((version) => version.label === "teacher");
+    const teacher = sample.versions.find((version) => version.label.startsWith("teacher"));
     const wanted = [last[0], last.length > 1 ? last.at(-1) : teacher ?? sample.versions[0]];
     ["left", "right"].forEach((side, index) => {
       options(choose[side]);
