@@ -203,6 +203,14 @@ class TestSamples:
         assert self.read(tmp_path) == ([], [])
 
 
+def test_images_for_loggers_of_other_inputs_of_the_same_name(make_run, tmp_path):
+    make_run("a", outputs={"one": versions(flat())})
+    make_run("b", outputs={"one": versions(flat(), lq=flat(7)[:32, :32])})
+    names = [file.name for file in comparison_images([tmp_path], tmp_path / "out")]
+    assert names == ["photos_one_w4a4.png", "photos_one_w4a4_2.png"]
+    assert sorted(file.name for file in (tmp_path / "out" / "crops").iterdir()) == sorted(names)
+
+
 def test_images_for_loggers(make_run, tmp_path):
     for bits in ("w4a4", "w2a2"):
         make_run("a", bits, outputs={"one": versions(spot(0, 0))}, data="my/data")
