@@ -12,19 +12,19 @@ from quantsr.report.table import Cell, Row, Section, Table
 def build_table(jobs: Sequence[Job]) -> Table:
     """Group the jobs, take means over seeds and rank the methods at the same bits on the same data."""
     notes = [f"{job.folder.name} ({job.label}): {job.problem}" for job in jobs if job.metrics is None]
-    finished, repeated = _newest([job for job in jobs if job.metrics is not None])
-    notes += [f"{job.folder.name} ({job.label}): left out, the same was run again later" for job in repeated]
+    finished, repeated = _last([job for job in jobs if job.metrics is not None])
+    notes += [f"{job.folder} ({job.label}): left out, {other.folder} is the same run again" for job, other in repeated]
     columns, absent = find_columns(finished)
     sections = [_section(data, own, columns) for data, own in _by(finished, lambda job: job.data).items()]
     notes += [warning for section in sections for warning in mismatches(section)]
     return Table(columns, sections, absent, notes)
 
 
-def _newest(jobs: list[Job]) -> tuple[list[Job], list[Job]]:
-    """Of jobs that are alike, seed included, the last; and the others."""
+def _last(jobs: list[Job]) -> tuple[list[Job], list[tuple[Job, Job]]]:
+    """Of jobs that are alike, seed included, the last given; and the others, each with the one that is kept."""
     last = {(job.data, job.teacher, job.label): job for job in jobs}
-    kept = [job for job in jobs if any(job is other for other in last.values())]
-    return kept, [job for job in jobs if not any(job is other for other in kept)]
+    pairs = [(job, last[job.data, job.teacher, job.label]) for job in jobs]
+    return [job for job, kept in pairs if job is kept], [(job, kept) for job, kept in pairs if job is not kept]
 
 
 def _by(jobs: Iterable[Job], key: Callable[[Job], str]) -> dict[str, list[Job]]:

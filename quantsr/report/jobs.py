@@ -60,7 +60,7 @@ class Job:
 
 
 def read_jobs(paths: Sequence[Path]) -> list[Job]:
-    """The jobs at or below some folders, in the order they ran; those without figures too, with the reason.
+    """The jobs at or below some folders, in the order given and inside of one by name; those without figures too.
 
     Raises:
         UserError: a folder does not exist, or holds no run.

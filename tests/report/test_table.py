@@ -89,7 +89,14 @@ class TestSeeds:
         make_run(metrics=student(21.0))
         result = table()
         assert column(result.sections[0], "psnr_y") == {"minmax": "21.00"}
-        assert len(result.notes) == 1 and "0_minmax" in result.notes[0] and "run again" in result.notes[0]
+        (note,) = result.notes
+        assert "0_minmax (minmax" in note and "1_minmax is the same run again" in note
+
+    def test_of_folders_that_are_given_the_last_one_counts_and_is_named(self, make_run):
+        older, newer = make_run(metrics=student(20.0)), make_run(metrics=student(21.0))
+        result = build_table(read_jobs([newer, older]))
+        assert column(result.sections[0], "psnr_y") == {"minmax": "20.00"}
+        assert result.notes == [f"{newer} (minmax w4a4 seed=0): left out, {older} is the same run again"]
 
 
 class TestReferences:
