@@ -1,7 +1,7 @@
 """The charts of a comparison: losses over the steps, and quality against size."""
 
 import csv
-from math import isfinite
+from math import ceil, isfinite
 
 from quantsr.report.charts import COLORS, Chart, Line
 from quantsr.report.columns import FIDELITY, UP, Column
@@ -51,7 +51,7 @@ def read_losses(job: Job) -> tuple[list[tuple[float, float]], list[tuple[str, fl
                 stages.append((stage, step))
             if isfinite(loss):
                 points.append((step, loss))
-    stride = max(1, len(points) // POINTS)
+    stride = max(1, ceil(len(points) / POINTS))
     return points[::stride], stages
 
 
