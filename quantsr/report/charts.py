@@ -51,7 +51,8 @@ def _ticks(low: float, high: float) -> list[float]:
     rough = (high - low) / 4
     power = 10.0 ** floor(log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
-    return [round(step * number, 10) for number in range(ceil(low / step), floor(high / step) + 1)]
+    # Ten digits and not decimals: small values have ticks too, and no tick of a logarithmic axis becomes 0.
+    return [float(f"{step * number:.10g}") for number in range(ceil(low / step), floor(high / step) + 1)]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

@@ -28,7 +28,9 @@ class TestScale:
         assert [text for _, text in scale.ticks()] == ["0.01", "0.1", "1", "10", "100"]
 
     @pytest.mark.parametrize("log", [False, True])
-    @pytest.mark.parametrize("low, high", [(1, 1.02), (0.3, 0.9), (3, 4000), (1e-9, 2e-9), (23.9, 24.0), (1e-8, 1e8)])
+    @pytest.mark.parametrize(
+        "low, high", [(1, 1.02), (0.3, 0.9), (3, 4000), (1e-9, 2e-9), (2.1e-11, 2.2e-11), (23.9, 24.0), (1e-8, 1e8)]
+    )
     def test_a_few_ticks_in_any_range(self, low, high, log):
         texts = [text for _, text in Scale(low, high, 0, 100, log).ticks()]
         assert 2 <= len(texts) <= 12 and len(set(texts)) == len(texts)
