@@ -107,7 +107,10 @@ def measure_outputs(matches: Sequence[tuple[str, Path, Path]], metrics: Metrics 
 
 
 def compare(versions: dict[str, Tensor], metrics: Metrics) -> dict[str, float]:
-    """Every model's output ``(3, h, w)`` with the ground truth ``gt``, if any, and the student's with the teacher's."""
+    """Every model's output ``(3, h, w)`` with the ground truth ``gt``, if any, and the student's with the teacher's.
+
+    Metrics that need a larger image are left out.
+    """
     outputs, gt = {model: image for model, image in versions.items() if model != "gt"}, versions.get("gt")
     row: dict[str, float] = {}
     for model, sr in outputs.items() if gt is not None else ():
@@ -117,7 +120,8 @@ def compare(versions: dict[str, Tensor], metrics: Metrics) -> dict[str, float]:
         row["fidelity_psnr"] = psnr(outputs["student"][None], outputs["teacher"][None]).item()
     for name, metric in metrics.images.items():
         scored = outputs if metric.needs_reference else versions
-        row |= {f"{model}.{name}": metric(image, gt) for model, image in scored.items()}
+        large = {model: image for model, image in scored.items() if min(image.shape[-2:]) >= metric.smallest}
+        row |= {f"{model}.{name}": metric(image, gt) for model, image in large.items()}
     if metrics.fid is not None:
         for model, image in versions.items():
             metrics.fid.add(model, image)
@@ -154,6 +158,10 @@ def _finished(report: Report, metrics: Metrics) -> Report:
     if single:
         of = "the clips have" if single == len(report.rows) else f"{single} of {len(report.rows)} clips have"
         report.absent["warping"] = f"E*_warp needs two frames, and {of} one"
+    for name, metric in metrics.images.items():  # Only the size of the first sample is known before a run.
+        if small := sum(f"{report.models[0]}.{name}" not in row for row in report.rows):
+            needs, of = f"it needs images of {metric.smallest} pixels a side or more", f"{small} of {len(report.rows)}"
+            report.absent[name] = f"{needs}, and {of} {'clips' if report.frames else 'images'} have less"
     return report
 
 

@@ -44,6 +44,7 @@ class ImageMetric:
 
     Attributes:
         needs_reference: whether it compares with the ground truth.
+        smallest: shorter side in pixels that an image must have.
 
     Raises:
         UserError: weights are missing or not readable.

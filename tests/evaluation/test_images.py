@@ -110,7 +110,7 @@ class Brightness:
     """Stands in for a metric of images."""
 
     def __init__(self, needs_reference: bool):
-        self.needs_reference = needs_reference
+        self.needs_reference, self.smallest = needs_reference, 32 if needs_reference else 1
 
     def __call__(self, image: torch.Tensor, gt: torch.Tensor) -> float:
         return (image.mean() - gt.mean()).item() if self.needs_reference else image.mean().item()
@@ -141,6 +141,17 @@ class TestMetricsByName:
         assert report.rows[1]["teacher.niqe"] == sr.mean().item()
         assert list(report.summary()) == ["bicubic", "teacher", "gt", "images", "absent"]
         assert report.summary()["absent"] == {"musiq": "no file"}
+
+    @pytest.mark.parametrize("small", [1, 2])
+    def test_what_needs_larger_images_is_the_mean_over_those(self, small):
+        data = Samples(2)
+        for sample in data[2 - small :]:
+            sample |= {"lq": sample["lq"][:, :4], "gt": sample["gt"][:, :16]}
+        report = measure({"teacher": nearest}, data, 4, self.METRICS)
+        larger = [row["teacher.lpips"] for row in report.rows[: 2 - small]]
+        assert [report.summary()["teacher"].get("lpips")] == (larger or [None]) and "teacher.psnr_y" in report.rows[1]
+        reason = f"it needs images of 32 pixels a side or more, and {small} of 2 images have less"
+        assert report.absent["lpips"] == reason
 
     def test_of_a_clip_it_is_the_mean_of_its_frames(self):
         metrics = Metrics(images={"niqe": Brightness(False)}, flow=flow_estimator("dis"))
