@@ -158,7 +158,8 @@ def report(
         summary["bytes"] = save_student(method.student, method.swaps, result, full_size, about)
     else:
         save_teacher(method.model, result)
-    summary["seconds"] = seconds
+    if cfg.ckpt_path is None:  # Of a run that goes on with another, these would be the seconds of its last part.
+        summary["seconds"] = seconds
     write_json(folder / "metrics.json", summary)
     log_results(trainer, summary, extras)
     print_table(summary, cfg.name)

@@ -1,5 +1,6 @@
 """A command that is killed or stopped in a stage goes on from its last checkpoint to the same result."""
 
+import json
 import select
 import signal
 import time
@@ -57,6 +58,7 @@ def test_killed_in_a_stage(start, run, options, undisturbed, tmp_path):
     assert result.code == 0, result.err
     assert "resum" not in result.err
     assert "[ 0/" not in result.out
+    assert "seconds" not in json.loads((tmp_path / "resumed" / "metrics.json").read_text())  # Of the last part alone.
     assert_same(load_file(tmp_path / "resumed" / "artefact" / "student.safetensors"), undisturbed)
 
 
