@@ -16,7 +16,7 @@ def register(conf: Path) -> None:
         conf: the folder of the configuration.
     """
     OmegaConf.register_new_resolver("keys_of", lambda name: keys(conf / f"{name}.yaml"), replace=True)
-    OmegaConf.register_new_resolver("options_of", lambda group: options(conf / group), replace=True)
+    OmegaConf.register_new_resolver("options_of", lambda group: options(conf, group), replace=True)
 
 
 def keys(file: Path) -> str:
@@ -26,6 +26,6 @@ def keys(file: Path) -> str:
     return indent(lines.strip().replace("$", "$$"), "  ")  # In a template $ is the start of a name.
 
 
-def options(group: Path) -> str:
+def options(conf: Path, group: str) -> str:
     """The options of a group in one line."""
-    return f"  {group.name}: {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}"
+    return f"  {group}: {', '.join(sorted(path.stem for path in (conf / group).glob('*.yaml')))}"

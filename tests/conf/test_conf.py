@@ -175,13 +175,21 @@ def test_seed_reaches_everything_that_draws():
 
 
 HELP = {
-    "train.py": ["photos", "realsr", "passionsr", "w4a4", "ckpt_path=RUN", "the options of the first run"],
+    "train.py": [
+        *("photos", "realsr", "passionsr", "w4a4", "ckpt_path=RUN", "the options of the first run"),
+        *("hydra/launcher: submitit_local, ", "  micro_batch: null  ", "# training steps between checkpoints"),
+    ],
     "eval.py": ["data: clips, ", "metrics: default, papers", "  tile: null  ", "# side in output pixels", "data.root="],
     "export.py": ["  artefact: ???  ", "# an artefact folder or a run folder", "quantsr.speed"],
     "import.py": ["teacher: mgldvsr, ", "bits: w2a2, ", "  files: ???", "# PassionSR: unet_ckpt"],
 }
-ELSEWHERE = {"eval.py": ["method:", "bits:"], "export.py": ["data", "method", "teacher:"], "import.py": ["data:"]}
-"""Groups that a command does not have."""
+ELSEWHERE = {
+    "train.py": ["experiment/base"],
+    "eval.py": ["method:", "bits:"],
+    "export.py": ["data", "method", "teacher:"],
+    "import.py": ["data:"],
+}
+"""Groups that a command does not have, or that are none of the user's."""
 
 
 @pytest.mark.parametrize("script", HELP)
