@@ -71,8 +71,8 @@ def compare(folder: Path, side: int, rounds: int, runtime: str, device: str | No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
-    parser.add_argument("run", type=Path, help="a run folder or an artefact folder")
+    parser = argparse.ArgumentParser(prog="python -m quantsr.speed", description=__doc__.split(":")[0])
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder or an artefact folder")
     parser.add_argument("--size", type=int, default=512, help="side of the output in pixels (default 512)")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs (default 5)")
     parser.add_argument("--runtime", default="auto", help="see docs/deploy.md (default: the fastest that is ready)")

@@ -65,3 +65,10 @@ def test_numbers_that_cannot_be(run):
 def test_a_folder_without_a_student(tmp_path):
     with pytest.raises(UserError, match="no artefact in"):
         speed.compare(tmp_path, 32, 1, "auto", "cpu")
+
+
+def test_help_is_the_command_that_can_be_typed(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["speed.py", "--help"])
+    with pytest.raises(SystemExit):
+        speed.main()
+    assert "usage: python -m quantsr.speed " in capsys.readouterr().out
