@@ -21,6 +21,8 @@ from quantsr.errors import Interrupted, UserError
 from quantsr.keys import about_key, refuse_added
 
 USER = 2
+SHOWN = frozenset({"--help", "-h", "--cfg", "-c"})
+"""Options of Hydra that print and do nothing else."""
 _sweep: Path | None = None  # the folder of the sweep that this process is in charge of
 
 
@@ -72,6 +74,12 @@ def one_sentence() -> Iterator[None]:
         sys.exit(_say(reason))
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(_say(about_key(error) or error))
+    except BrokenPipeError:
+        if SHOWN.isdisjoint(sys.argv):
+            raise
+        # Nobody reads on, as after "--help | head"; what is left would be written when Python ends, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.filename is None:
             raise

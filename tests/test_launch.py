@@ -1,6 +1,8 @@
 """What has to be right before a sweep starts is checked before its first job."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -123,3 +125,16 @@ class TestComparisons:
         params = configuration(f"experiment=compare_{kind}").hydra.sweeper.params
         assert params.bits == "w8a8,w6a6,w4a4,w2a2"
         assert params.method.split(",")[0] == "minmax" and len(set(params.method.split(","))) == 10
+
+
+class TestOutputThatNobodyReads:
+    def test_it_ends_without_a_traceback(self):
+        command = [sys.executable, "train.py", "--help"]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            process.stdout.close()
+            assert process.stderr.read() == ""
+        assert process.returncode == 1
+
+    def test_another_pipe_that_breaks_is_no_end(self):
+        with pytest.raises(BrokenPipeError), launch.one_sentence():
+            raise BrokenPipeError
