@@ -66,7 +66,8 @@ def list_clips(root: str | Path) -> list[NamedPath]:
             f"No clip in {root.absolute()}: looked for subfolders of frames and for files ending in "
             f"{' '.join(VIDEO_EXTENSIONS)}."
         )
-    return [(path.stem, path) for path in sorted(paths, key=natural_key)]
+    # Of a folder, what is behind a dot belongs to the name.
+    return [(path.name if path.is_dir() else path.stem, path) for path in sorted(paths, key=natural_key)]
 
 
 def _list_inner_folders(pattern: Path) -> list[NamedPath]:

@@ -36,6 +36,11 @@ class TestListClips:
             ("clip10", tmp_path / "clip10"),
         ]
 
+    def test_folders_that_differ_behind_a_dot_are_two_clips(self, tmp_path, save_clip):
+        for name in ("walk.1", "walk.2"):
+            save_clip(tmp_path / name, 1)
+        assert [name for name, _ in list_clips(tmp_path)] == ["walk.1", "walk.2"]
+
     def test_star_stands_for_the_name_of_a_clip(self, tmp_path, save_clip):
         for name in ("clip10", "clip2"):
             save_clip(tmp_path / name / "truth", 1)
