@@ -75,6 +75,8 @@ def check_mode(image: Image.Image) -> None:
 def list_images(root: str | Path, pattern: str = "*") -> list[Path]:
     """The image files directly inside a folder whose stem matches a glob pattern, `img_2` before `img_10`.
 
+    Hidden files, such as the `._img_2.png` that macOS leaves on other disks, are none.
+
     Raises:
         UserError: if the folder is missing or no image file in it matches.
     """
@@ -84,7 +86,10 @@ def list_images(root: str | Path, pattern: str = "*") -> list[Path]:
     paths = [
         path
         for path in root.iterdir()
-        if path.suffix.lower() in EXTENSIONS and fnmatchcase(path.stem, pattern) and path.is_file()
+        if not path.name.startswith(".")
+        and path.suffix.lower() in EXTENSIONS
+        and fnmatchcase(path.stem, pattern)
+        and path.is_file()
     ]
     if not paths:
         matching = "" if pattern == "*" else f" whose name matches {pattern!r}"

@@ -71,6 +71,12 @@ def test_pattern_chooses_by_stem_and_other_files_are_no_images(tmp_path, save_im
     assert [path.name for path in list_images(tmp_path, "train_*")] == ["train_1.png"]
 
 
+def test_hidden_files_are_no_images(tmp_path, save_image):
+    save_image(tmp_path / "a.png")
+    (tmp_path / "._a.png").write_bytes(b"what macOS knows of a.png")
+    assert [path.name for path in list_images(tmp_path)] == ["a.png"]
+
+
 def test_broken_and_small_files_are_skipped_by_name(tmp_path, save_image, caplog):
     save_image(tmp_path / "good.png")
     save_image(tmp_path / "small.png", width=16)
