@@ -19,6 +19,9 @@ from quantsr.teachers.weight_files import read_tensors
 NAMES = [f"diffusion_pytorch_model.{ending}" for ending in ("safetensors", "bin", "fp16.safetensors", "fp16.bin")]
 """What diffusers calls a network's file, the best first."""
 
+SCHEDULE = "scheduler/scheduler_config.json"
+"""Where diffusers' layout says what a model predicts."""
+
 LOCAL = "a local folder in diffusers' layout (with unet/ and vae/) or one .safetensors or .ckpt file"
 
 TITLES = {"unet": "UNet", "vae": "VAE"}
@@ -52,26 +55,31 @@ def find_files(source: str | Path) -> dict[str, Path]:
     if path.is_file():
         return dict.fromkeys(ORIGINAL, path)
     if path.is_dir():
-        check_prediction(path)
+        check_prediction(path, path / SCHEDULE)
         return {name: _in_folder(path / name) for name in ORIGINAL}
     if is_hub_id(source):
+        check_prediction(source, _schedule_from_hub(str(source)))  # Before gigabytes are downloaded.
         return {name: _from_hub(str(source), name) for name in ORIGINAL}
     raise UserError(
         f"there is no Stable Diffusion at {path}: give {LOCAL}, or the id of a repository on the Hugging Face hub"
     )
 
 
-def check_prediction(folder: Path) -> None:
-    """Refuse a folder whose schedule says that its model predicts something else than epsilon, with a UserError.
+def check_prediction(source: str | Path, schedule: Path | None) -> None:
+    """Refuse a model whose schedule says that it predicts something else than epsilon, with a UserError.
 
     Stable Diffusion 2.1 for 768 pixels has the same names and shapes, and predicts v; a single file does not say so.
+
+    Args:
+        source: of the model, for the error.
+        schedule: the file with its schedule's configuration; where there is none, nothing is refused.
     """
-    config = folder / "scheduler" / "scheduler_config.json"
-    predicts = json.loads(config.read_text()).get("prediction_type", "epsilon") if config.is_file() else "epsilon"
+    known = schedule is not None and schedule.is_file()
+    predicts = json.loads(schedule.read_text()).get("prediction_type", "epsilon") if known else "epsilon"
     if predicts != "epsilon":
         raise UserError(
-            f"the model in {folder} predicts {predicts} ({config.relative_to(folder)}), OSEDiff is made of one that "
-            "predicts epsilon: give stable-diffusion-2-1-base"
+            f"the model in {source} predicts {predicts} ({SCHEDULE}), OSEDiff is made of one that predicts epsilon: "
+            "give stable-diffusion-2-1-base"
         )
 
 
@@ -126,6 +134,17 @@ def _from_hub(repository: str, network: str) -> Path:
         f"{repository} is neither a file nor a folder here, and {network}/{NAMES[0]} of that name could not be had "
         f"from the Hugging Face hub{why}: give {LOCAL}"
     )
+
+
+def _schedule_from_hub(repository: str) -> Path | None:
+    """The file of a repository's schedule; None if it cannot be had: what is wrong, the networks' files tell."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(repository, SCHEDULE))
+    except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError):
+        return None
 
 
 def _current_names(tensors: dict[str, Tensor], network: ModelMixin) -> dict[str, Tensor]:

@@ -124,13 +124,27 @@ def hub_cache(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_a_hub_id_is_looked_for_in_the_cache(hub_cache, folder, prompt_file, original, lq):
+def put(hub_cache: Path, folder: Path) -> None:
+    """A folder as the hub's cache has the repository ``someone/stable-diffusion``."""
     repository = hub_cache / "models--someone--stable-diffusion"
     (repository / "snapshots").mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
     (repository / "snapshots" / ("0" * 40)).symlink_to(folder)
+
+
+def test_a_hub_id_is_looked_for_in_the_cache(hub_cache, folder, prompt_file, original, lq):
+    put(hub_cache, folder)
     assert_same(load_osediff("someone/stable-diffusion", prompt_file=prompt_file, **MICRO), original, lq)
+
+
+def test_a_hub_id_of_a_model_that_predicts_something_else_is_refused(hub_cache, tmp_path_factory, prompt_file):
+    model = tmp_path_factory.mktemp("model")
+    (model / "scheduler").mkdir()
+    (model / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": "v_prediction"}))
+    put(hub_cache, model)
+    with pytest.raises(UserError, match=r"the model in someone/stable-diffusion predicts v_prediction.*2-1-base"):
+        load_osediff("someone/stable-diffusion", prompt_file=prompt_file, **MICRO)
 
 
 def test_a_hub_id_without_a_network_says_how_to_do_without(hub_cache, prompt_file):
