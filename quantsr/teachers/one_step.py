@@ -5,10 +5,11 @@
 with one constant prompt embedding c. The VAE and the UNet are diffusers' own classes at any size.
 
 Images larger than a tile go through encoder, UNet and decoder in overlapping tiles under Gaussian weights: memory then
-grows by no more than a few copies of the image. OSEDiff does so with the latent, in tiles of 64 that overlap by 32,
-which are the default here with Stable Diffusion's VAE, and takes larger tiles for the VAE (1024 image pixels, 224
-latent pixels). Our choice: tiles of one size for all three, as the VAE's features are by far the largest, and group
-norms with the statistics of the whole image, see :mod:`quantsr.normalization`.
+grows by no more than a few copies of the image. OSEDiff's released code does so with the latent, in tiles of 96 that
+overlap by 32, and takes larger tiles for the VAE (1024 image pixels, 224 latent pixels). Our choice: tiles of one size
+for all three, as the VAE's features are by far the largest, by default with Stable Diffusion's VAE latent tiles of 64
+that overlap by 32, as StableSR has them; and group norms with the statistics of the whole image, see
+:mod:`quantsr.normalization`.
 """
 
 import math
