@@ -101,7 +101,7 @@ def open_clips(
             clip = Clip(name, *(open_frames(path) if path else None for path in (gt, lq)))
             _check(clip, scale, frames, side)
             for version in clip.versions:
-                version.check(decode_to)
+                _decode(version, decode_to)
             clips.append(clip)
         except (Unusable, UserError) as reason:
             skipped.append((name, str(reason)))
@@ -122,6 +122,14 @@ def _check(clip: Clip, scale: int, frames: int, side: int) -> None:
     if clip.lq.size != tuple(side // scale for side in clip.gt.size):
         gt, lq = written(clip.gt.size), written(clip.lq.size)
         raise Unusable(f"gt of {gt} pixels is not {scale} times the size of lq, {lq}")
+
+
+def _decode(frames: Frames, count: int | None) -> None:
+    """Decode the first frames, None for all; Unusable if some cannot be, as before a recording's first key frame."""
+    expected = len(frames) if count is None else min(count, len(frames))
+    decoded = frames.check(count)
+    if decoded < expected:
+        raise Unusable(f"{frames.path.absolute()} has {expected} frames, of which {decoded} can be decoded")
 
 
 def divide(

@@ -45,10 +45,13 @@ class Frames(ABC):
     def __iter__(self) -> Iterator[Tensor]:
         return self.stream()
 
-    def check(self, decode_to: int | None = None) -> None:
-        """Decode the first `decode_to` frames, None for all, for the errors of `stream`."""
-        for _ in self.stream(0, decode_to):
-            pass
+    def check(self, decode_to: int | None = None) -> int:
+        """Decode the first `decode_to` frames, None for all, for the errors of `stream`.
+
+        Returns:
+            How many they are: fewer than expected where a video's packets cannot all be decoded.
+        """
+        return sum(1 for _ in self.stream(0, decode_to))
 
     def read(self, start: int, stop: int) -> Tensor:
         """Frames `start` up to `stop` at once.
@@ -91,14 +94,14 @@ class FolderFrames(Frames):
             self._check_size(path, (frame.shape[-2], frame.shape[-1]))
             yield frame
 
-    def check(self, decode_to: int | None = None) -> None:
+    def check(self, decode_to: int | None = None) -> int:
         """Decode the first frames as every clip does, and of all others read what tells their size."""
         for path in self.paths:
             try:
                 self._check_size(path, image_size(path))
             except Unusable as reason:
                 raise UserError(f"Frame {path.absolute()} is {reason}: replace it.") from reason
-        super().check(decode_to)
+        return super().check(decode_to)
 
     def _check_size(self, path: Path, size: tuple[int, int]) -> None:
         if size != getattr(self, "size", size):

@@ -1,11 +1,13 @@
 """Clips are found by name and divided; those that cannot be used are named, with the reason."""
 
+import av
 import pytest
 import torch
 from PIL import Image
 
 from quantsr.data.clip_folders import divide, list_clips, open_clips
 from quantsr.data.video import write_video
+from quantsr.data.yuv import to_video_frame
 from quantsr.errors import UserError
 
 NAMED = [(name, number) for number, name in enumerate(("000", "001", "011", "100"))]
@@ -122,6 +124,19 @@ class TestOpenClips:
         assert name == "bad" and str(broken) in reason
         # Nobody looks at the pixels of this frame.
         assert len(self.open(root, decode_to=2)[0]) == 2
+
+    @pytest.mark.parametrize(("decode_to", "found"), [(None, (11, 8)), (9, (9, 8)), (0, None)])
+    def test_video_that_begins_behind_its_key_frame(self, tmp_path, decode_to, found):
+        path = tmp_path / "a.mkv"
+        with av.open(path, "w") as file:
+            stream = file.add_stream("libx264", rate=25, options={"x264-params": "keyint=4:scenecut=0:bframes=0"})
+            stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
+            frames = [*map(to_video_frame, torch.zeros(12, 3, 16, 16)), None]
+            for packet in [packet for frame in frames for packet in stream.encode(frame)][1:]:
+                file.mux(packet)
+        clips, skipped = open_clips([("a", path, None)], scale=4, frames=3, side=4, decode_to=decode_to)
+        wanted = [("a", "{} has {} frames, of which {} can be decoded".format(path, *found))] if found else []
+        assert skipped == wanted and len(clips) == 1 - len(wanted)
 
     def test_empty_folder_and_frames_of_two_sizes(self, root, save_clip):
         (root / "gt" / "empty").mkdir()
