@@ -119,7 +119,11 @@ class MGLDVSRTeacher(NamedModules):
 
     @property
     def size_multiple(self) -> int:
-        """Frames are padded to a multiple of this: the autoencoder's factor times the UNet's own downsampling."""
+        """Frames are padded to a multiple of this: the autoencoder's factor times the UNet's own downsampling.
+
+        At full size that is 64, for frames of any size. The authors pad to 32, and enlarge frames whose latents would
+        be smaller than a tile.
+        """
         return self.vae.factor * 2 ** (len(self.config["unet"]["channel_multipliers"]) - 1)
 
     def upscale(self, lq: Tensor) -> Tensor:
@@ -260,7 +264,11 @@ class MGLDVSRTeacher(NamedModules):
         return self._sample(upscaled, self.embed(upscaled))
 
     def restore(self, lq: Tensor) -> Tensor:
-        """The output for ``lq``, not clamped; frames larger than 960 pixels in tiles. Sampling takes no gradient."""
+        """The output for ``lq``, not clamped; frames larger than 960 pixels in tiles. Sampling takes no gradient.
+
+        The flow is estimated tile by tile and the colours are those of whole frames (our choice; the authors take the
+        flow of whole frames and correct the colours of tiles).
+        """
         upscaled = self.upscale(lq)
 
         def restore_tile(tile: Tensor) -> Tensor:
