@@ -144,7 +144,8 @@ def image_size(path: Path, checksums: bool = False) -> tuple[int, int]:
             width, height = file.size
             # Of a PNG without the tag in front, Pillow would decode all to look for it behind.
             tags = file.getexif() if file.format != "PNG" or "exif" in file.info else {}
-            turned = tags.get(ORIENTATION) in TURNED
+            # The size of a TIFF is given upright.
+            turned = file.format != "TIFF" and tags.get(ORIENTATION) in TURNED
             if checksums:
                 file.verify()
     except DAMAGE as error:

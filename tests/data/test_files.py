@@ -51,11 +51,12 @@ def test_numbers_of_32_bits_are_left_out_instead_of_cut_off(tmp_path, save_image
         image_size(tmp_path / "a.tif")
 
 
-def test_portrait_stored_lying_is_turned_upright(tmp_path):
-    exif = Image.Exif()
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tif"])
+def test_portrait_stored_lying_is_turned_upright(tmp_path, extension):
+    exif, path = Image.Exif(), tmp_path / f"a.{extension}"
     exif[0x0112] = 6  # Orientation: turn by 90 degrees.
-    Image.new("RGB", (20, 10)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_image(tmp_path / "a.jpg").shape == (3, 20, 10)
+    Image.new("RGB", (20, 10)).save(path, exif=exif)
+    assert read_image(path).shape == (3, 20, 10) and image_size(path) == (20, 10)
 
 
 def test_order_is_natural(tmp_path, save_image):
