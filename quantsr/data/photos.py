@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from quantsr.data.clip_folders import PARTS
 from quantsr.data.degradations import Degradation
 from quantsr.data.files import NamedImage, read_image
 from quantsr.data.frames import DegradedCrops, FramesDataModule, corner, cut
@@ -27,11 +28,12 @@ VALIDATION_SHARE = 1 / 3
 class PhotosDataModule(FramesDataModule):
     """Six photographs cut into a grid of crops that do not overlap, a third of them for validation.
 
-    Every photo with two crops or more gives to both parts. Crops of 192 pixels make 20 for calibration and 10
-    for validation.
+    Every photo with two crops or more gives to both parts, if both are wanted. Crops of 192 pixels make 20 for
+    calibration and 10 for validation.
 
     Args:
         crop: side of the crops in clean pixels, a multiple of the degradation's scale.
+        validation_share: share of a photograph's crops kept for validation.
         degradation: makes the low-quality images; default `Degradation()`.
         batch_size, num_workers, seed: see `FramesDataModule`.
     """
@@ -39,13 +41,15 @@ class PhotosDataModule(FramesDataModule):
     def __init__(
         self,
         crop: int = 192,
+        validation_share: float = VALIDATION_SHARE,
         degradation: Degradation | None = None,
         batch_size: int = 4,
         num_workers: int = 0,
         seed: int = 0,
     ):
         super().__init__(batch_size, num_workers, seed)
-        self.crop, self.degradation = crop, degradation or Degradation()
+        self.crop, self.validation_share = crop, validation_share
+        self.degradation = degradation or Degradation()
 
     def load_calibration(self) -> Dataset:
         return self._crops(part=0)
@@ -56,10 +60,11 @@ class PhotosDataModule(FramesDataModule):
     def _crops(self, part: int) -> Dataset:
         crops = []
         for number, photo in enumerate(packaged_photos()):
-            crops += split(grid(*photo, self.crop), VALIDATION_SHARE, VALIDATION_SEED + number)[part]
+            crops += split(grid(*photo, self.crop), self.validation_share, VALIDATION_SEED + number)[part]
         if not crops:
             raise UserError(
-                f"Crops of {self.crop} pixels do not fit into the packaged photographs: choose a smaller one."
+                f"No crop of the packaged photographs is left for {PARTS[part]}: "
+                f"change crop ({self.crop} pixels) or validation_share ({self.validation_share})."
             )
         return DegradedCrops(crops, self.crop, self.degradation, VALIDATION_SEED if part else self.seed)
 

@@ -125,6 +125,14 @@ def test_data(command, data, tmp_path):
     assert isinstance(built, FramesDataModule) and built.seed == 0
 
 
+@pytest.mark.parametrize(("calibration", "measured"), [("photos", "images.root"), ("motion", "clips.gt")])
+def test_packaged_data_can_calibrate_where_another_set_is_measured(calibration, measured):
+    measured, folder = measured.split(".")
+    chosen = [f"data@data.calibration={calibration}", f"data@data.validation={measured}"]
+    built = instantiate(configuration("data=separate", *chosen, f"data.validation.{folder}=/nowhere").data)
+    assert built.sources[0].validation_share == 0
+
+
 def test_every_benchmark_has_a_preset():
     presets = {node.name for node in map(OmegaConf.load, (CONF / "data").glob("*.yaml")) if "name" in node}
     assert presets == DATA_SETS.keys() - {"images", "clips"}

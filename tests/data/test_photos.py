@@ -68,8 +68,15 @@ def test_grid_crops_do_not_overlap():
     assert starts == [(6 + 96 * row, 33 + 96 * column) for row in range(3) for column in range(4)]
 
 
+def test_all_crops_may_calibrate():
+    module = PhotosDataModule(validation_share=0)
+    assert len(module.calibration()) == 30
+    with pytest.raises(UserError, match=r"is left for validation: change .* or validation_share \(0\)"):
+        module.validation()
+
+
 def test_too_large_a_crop_is_refused():
-    with pytest.raises(UserError, match="Crops of 800 pixels do not fit"):
+    with pytest.raises(UserError, match=r"is left for calibration: change crop \(800 pixels\)"):
         PhotosDataModule(crop=800).calibration()
 
 
