@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantsr.flow import flow_estimator
 from quantsr.teachers.mgldvsr import MGLDVSRTeacher
 from quantsr.teachers.random_weights import fill_random
 from quantsr.teachers.weight_files import existing_file, fill, read_embedding, read_tensors, under
@@ -87,12 +88,16 @@ def load_released(
     All three may as well be safetensors files with the same names in them.
 
     Raises:
-        UserError: a file that is missing or damaged, or holds something else or another size.
+        UserError: a file that is missing or damaged, or holds something else or another size, those of the guidance's
+            flow estimator among them.
     """
     unet_file, vae_file = (existing_file(path, GET_RELEASED) for path in (unet_file, vae_file))
     prompt_file = existing_file(prompt_file, GET_PROMPT)
     with torch.device("meta"):
         teacher = architecture(**config)
+    if teacher.flow is not None and teacher.guidance:
+        # Sampling would miss its weights only after everything else is loaded.
+        flow_estimator(teacher.flow, teacher.flow_weights)
     teacher.prompt_embedding = read_embedding(prompt_file, teacher.prompt_embedding)
     for path, what, prefixes in (
         (unet_file, "the denoiser of MGLD-VSR", {"unet": UNET_PREFIX, "structure": STRUCTURE_PREFIX}),

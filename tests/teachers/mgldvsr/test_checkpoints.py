@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quantsr.errors import UserError
-from quantsr.teachers.mgldvsr import MGLDVSRTeacher
+from quantsr.teachers.mgldvsr import MGLDVSRTeacher, checkpoints
 from quantsr.teachers.mgldvsr.checkpoints import FULL_SIZE, load_released
 from quantsr.teachers.micro import MICRO_VIDEO
 from tests.conftest import ROOT, micro_video_teacher
@@ -99,6 +99,18 @@ def test_nothing_is_left_on_the_meta_device_and_all_is_frozen_in_float32(tmp_pat
     assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
     assert all(parameter.dtype == torch.float32 for parameter in loaded.parameters())
     assert not any(tensor.is_meta for tensor in [*loaded.parameters(), *loaded.buffers()])
+
+
+def test_weights_of_the_flow_are_missed_before_anything_is_loaded(tmp_path, monkeypatch, paths):
+    monkeypatch.setattr(checkpoints, "read_tensors", lambda path: pytest.fail(f"{path} was read"))
+    config = {**MICRO_VIDEO, "flow": "raft_large", "flow_weights": tmp_path / "raft.pth"}
+    with pytest.raises(UserError, match=r"there are no weights of raft_large at .*raft\.pth"):
+        load_released(**paths, **config)
+
+
+def test_without_guidance_no_weights_of_the_flow_are_needed(tmp_path, paths):
+    config = {**MICRO_VIDEO, "flow": "raft_large", "flow_weights": tmp_path / "raft.pth", "guidance": 0.0}
+    assert load_released(**paths, **config).guidance == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
