@@ -2,9 +2,9 @@
 
     python compile_for_gpu.py CAPABILITY
 
-One line for every variant: its name, the int8 tensor-core instructions, the sizes in bytes of asynchronous copies and
-how many copies may be under way while the tensor cores multiply. Of attention, with the aligned channels of a head, the
-same but for the copies. Of quantizing, the bytes of its widest reads.
+One line for every variant: its name, the int8 tensor-core instructions, its share of the GPU's shared memory, the sizes
+in bytes of asynchronous copies and how many copies may be under way while the tensor cores multiply. Of attention, with
+the aligned channels of a head, the same but for the copies. Of quantizing, the bytes of its widest reads.
 """
 
 import re
@@ -53,9 +53,12 @@ HEADS = (64, 128, 192, 512)
 ALIGNED = ("k", "row", "n_count", "stride_image", "stride_h", "stride_w")
 """Sizes that are multiples of 16, as the launcher finds those of Stable Diffusion."""
 
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227}
+"""KiB of shared memory that a program may have, by compute capability."""
 
-def compiled(kernel, types: dict[str, str], constants: dict, target: GPUTarget, warps: int = 4, stages: int = 4) -> str:
-    """PTX of a kernel; arguments without a type are int32."""
+
+def compiled(kernel, types: dict[str, str], constants: dict, target: GPUTarget, warps: int = 4, stages: int = 4):
+    """PTX of a kernel, and its bytes of shared memory; arguments without a type are int32."""
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
     aligned = [number for number, name in enumerate(names) if signature[name].startswith("*") or name in ALIGNED]
@@ -65,7 +68,8 @@ def compiled(kernel, types: dict[str, str], constants: dict, target: GPUTarget, 
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(number,): [["tt.divisibility", 16]] for number in aligned},
     )
-    return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages}).asm["ptx"]
+    found = triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
+    return found.asm["ptx"], found.metadata.shared
 
 
 def products_in(ptx: str) -> list[str]:
@@ -74,29 +78,30 @@ def products_in(ptx: str) -> list[str]:
 
 
 def main() -> None:
-    target = GPUTarget("cuda", int(sys.argv[1]), 32)
+    capability = int(sys.argv[1])
+    target, memory = GPUTarget("cuda", capability, 32), SHARED[capability] * 1024
     pointers = {name: f"*{kind}" for name, kind in POINTERS.items()}
     for name, changes in VARIANTS.items():
-        ptx = compiled(product_kernel, pointers, CONV3X3 | changes, target)
+        ptx, shared = compiled(product_kernel, pointers, CONV3X3 | changes, target)
         products = products_in(ptx)
         copies = sorted({int(size, 16) for size in re.findall(r"cp\.async\.c\w\.shared\.global.*?, (0x\w+)", ptx)})
         ahead = max(map(int, re.findall(r"cp\.async\.wait_group\s+(?:0x)?(\d+)", ptx)))
-        print(name, ",".join(products), ",".join(map(str, copies)), ahead)
+        print(name, ",".join(products), shared / memory, ",".join(map(str, copies)), ahead)
     for channels in HEADS:
-        block = attention_block(channels)
+        block = attention_block(channels, memory)
         constants = {
             "HALF": 128, "KEY_SCALE": True, "K": channels, "BLOCK_C": triton.next_power_of_2(channels),
             "BLOCK_Q": block.queries, "BLOCK_K": block.keys,
         }  # fmt: skip
-        ptx = compiled(attention_kernel, ATTENTION, constants, target, 8, block.stages)
-        print(f"attention_{channels}", ",".join(products_in(ptx)))
+        ptx, shared = compiled(attention_kernel, ATTENTION, constants, target, 8, block.stages)
+        print(f"attention_{channels}", ",".join(products_in(ptx)), shared / memory)
     for dynamic in (False, True):
         constants = {
             "PARTS": 1, "HALF": 128, "BY_TOKEN": dynamic, "DYNAMIC": dynamic, "SYMMETRIC": False, "SUMS": dynamic,
             "PADDED": not dynamic, "FILLED": False, "WHOLE_TOKENS": dynamic,
             "ALIGN": 64, "BLOCK_M": 1 if dynamic else 32, "BLOCK_K": 2048 if dynamic else 64, "stride_channel": 1,
         }  # fmt: skip
-        ptx = compiled(quantize_kernel, QUANTIZE, constants, target)
+        ptx, _ = compiled(quantize_kernel, QUANTIZE, constants, target)
         wide = max(int(n) for n in re.findall(r"ld\.global\.v(\d)\.b32", ptx))
         print("quantize_dynamic" if dynamic else "quantize_static", 4 * wide)
 

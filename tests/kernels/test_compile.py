@@ -11,10 +11,12 @@ SCRIPT = Path(__file__).parent / "compile_for_gpu.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("capability", "instruction"), [("80", "mma.sync."), ("90", "wgmma.mma_async.")])
+@pytest.mark.parametrize(
+    ("capability", "instruction"), [("80", "mma.sync."), ("89", "mma.sync."), ("90", "wgmma.mma_async.")]
+)
 def test_int8_tensor_cores_fed_by_wide_copies(capability, instruction):
-    """Ampere and Hopper: copies of a byte, as an unknown alignment makes the compiler issue, would show; and a loop
-    that reads nothing ahead."""
+    """Ampere, Ada (with less shared memory) and Hopper: copies of a byte, as an unknown alignment makes the compiler
+    issue, would show; and a loop that reads nothing ahead."""
     pytest.importorskip("triton")
     root = Path(__file__).parents[2]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -25,10 +27,13 @@ def test_int8_tensor_cores_fed_by_wide_copies(capability, instruction):
     assert run.returncode == 0, run.stderr
     lines = [line.split(" ") for line in run.stdout.splitlines()]
     products, attentions, (static, dynamic) = lines[:7], lines[7:-2], lines[-2:]
-    assert [name for name, _ in attentions] == ["attention_64", "attention_128", "attention_192", "attention_512"]
-    assert all(found.startswith(instruction) for _, names in attentions for found in names.split(","))
-    for name, instructions, copies, ahead in products:
+    assert [name for name, *_ in attentions] == ["attention_64", "attention_128", "attention_192", "attention_512"]
+    for name, instructions, shared in attentions:
+        assert all(found.startswith(instruction) for found in instructions.split(",")), name
+        assert float(shared) <= 1, name
+    for name, instructions, shared, copies, ahead in products:
         assert instruction in instructions, name
+        assert float(shared) <= 1, name
         assert set(copies.split(",")) <= ({"8", "16"} if "w4a4" in name else {"16"}), name
         assert int(ahead) >= 4, name
     assert static == ["quantize_static", "16"] and dynamic == ["quantize_dynamic", "16"]

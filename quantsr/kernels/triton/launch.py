@@ -191,6 +191,12 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
+@cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a program may have."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 0
+
+
 def _product(
     x: QuantizedInput,
     weight: QuantizedWeight,
@@ -260,7 +266,7 @@ def attention(
     if y.numel():
         # Keys beside each other, in rows that begin at multiples of 16 bytes.
         of_v = torch.nn.functional.pad(v.codes.mT, (0, -keys % 16)).contiguous()
-        key_scale, block = probabilities.key_scale, attention_block(aligned)
+        key_scale, block = probabilities.key_scale, attention_block(aligned, _shared_memory(y.device))
         attention_kernel[(b * heads * triton.cdiv(queries, block.queries),)](
             q.codes, q.sums, q.scale, q.zero, k.codes, k.sums, k.scale, k.zero,
             of_v, v.codes.sum(-2, dtype=torch.int32), v.scale, v.zero,
@@ -281,10 +287,16 @@ class AttentionBlock(NamedTuple):
     stages: int
 
 
-def attention_block(channels: int) -> AttentionBlock:
-    """What fits the registers and shared memory of an A100 and an H100; not timed."""
+def attention_block(channels: int, shared: int) -> AttentionBlock:
+    """What fits the registers and the shared memory of a GPU; not timed.
+
+    Args:
+        channels: aligned, of a head.
+        shared: bytes of shared memory that a program may have: 99 KiB on GPUs of consumers, 163 on an A100.
+    """
     if triton.knobs.runtime.interpret:
         return AttentionBlock(32, 32, 1)
     if channels == ALIGN:
         return AttentionBlock(128, 128, 3)
-    return AttentionBlock(64, 64, 3 if channels == 2 * ALIGN else 2)
+    wide = channels > 4 * ALIGN and shared < 128 * 1024
+    return AttentionBlock(64, 32 if wide else 64, 3 if channels == 2 * ALIGN else 2)
