@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from quantsr.kernels.triton.attention import attention_kernel
-from quantsr.kernels.triton.launch import attention_block
+from quantsr.kernels.triton.launch import FUSED, attention_block
 from quantsr.kernels.triton.product import product_kernel
 from quantsr.kernels.triton.quantize import quantize_kernel
 
@@ -68,7 +68,8 @@ def compiled(kernel, types: dict[str, str], constants: dict, target: GPUTarget, 
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(number,): [["tt.divisibility", 16]] for number in aligned},
     )
-    found = triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
+    options = {"num_warps": warps, "num_stages": stages, **FUSED}
+    found = triton.compile(source, target=target, options=options)
     return found.asm["ptx"], found.metadata.shared
 
 

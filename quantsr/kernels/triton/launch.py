@@ -17,6 +17,8 @@ TILE = 2048
 """Values that a program quantizes at a time."""
 WIDEST = 4096
 """Channels of them, where a token's are needed together."""
+FUSED = {"enable_fp_fusion": True}
+"""Said, because Triton 3.9 warns where it is not, and 3.10 changes it; codes do not depend on it."""
 
 
 @lru_cache(maxsize=256)
@@ -241,13 +243,13 @@ def _product(
         PAD_H=around[0], PAD_W=around[1], DILATION_H=plane.dilation[0], DILATION_W=plane.dilation[1],
         PARTS=len(weight.sizes), PACKED=weight.packed, BY_TOKEN=x.by_token, WEIGHT_ZERO=weight.zero is not None,
         POINTWISE=window.pointwise, SUMS_ONLY=dtype == torch.int32, SHARED=tile.splits > 1,
-        BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, num_warps=4, num_stages=tile.stages, **ends,
+        BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, num_warps=4, num_stages=tile.stages, **ends, **FUSED,
     )  # fmt: skip
     if tile.splits > 1:
         block = 32 if triton.knobs.runtime.interpret else 16
         finish_kernel[(triton.cdiv(rows, block) * triton.cdiv(n, 64),)](
             shares, y if bias is None else bias, hidden, up, y, rows, n, rank, tile.splits,
-            BLOCK_M=block, BLOCK_N=64, **ends,
+            BLOCK_M=block, BLOCK_N=64, **ends, **FUSED,
         )  # fmt: skip
     return y
 
@@ -274,7 +276,7 @@ def attention(
             heads, queries, keys, of_v.shape[-1], channels, channels**0.5,
             HALF=2 ** (probabilities.bits - 1), KEY_SCALE=key_scale is not None, K=aligned,
             BLOCK_C=triton.next_power_of_2(aligned), BLOCK_Q=block.queries, BLOCK_K=block.keys,
-            num_warps=8, num_stages=block.stages,
+            num_warps=8, num_stages=block.stages, **FUSED,
         )  # fmt: skip
     return y.transpose(1, 2)
 
