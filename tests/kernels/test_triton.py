@@ -196,6 +196,14 @@ def test_halves_round_to_even(device):
     assert torch.equal(found.codes[:, :8].cpu(), x.round().to(torch.int8))
 
 
+def test_infinities_have_the_last_codes(device):
+    """As 16-bit floats overflow to; on a GPU, a division by way of the inverse leaves them as no number."""
+    x = torch.tensor([[-torch.inf, -3e38, 3e38, torch.inf]])
+    scale, zero = torch.tensor([0.1]), torch.tensor([5.0])
+    found = quantize(x.to(device), scale.to(device), zero.to(device), 8, (4,), backend="triton")
+    assert found.codes[0, :4].tolist() == [-128, -128, 127, 127]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 @BITS
 @pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])

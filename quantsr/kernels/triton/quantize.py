@@ -22,9 +22,10 @@ def divided(v, s, inverse):
     """v / s as IEEE rounds it, with 1 / s known: two Newton steps, of which the last leaves no error (Markstein)."""
     if INTERPRETED:
         return tl.math.div_rn(v, s)  # It has no fused multiplication and addition.
-    q = v * inverse
+    near = v * inverse
+    q = tl.fma(tl.fma(-near, s, v), inverse, near)
     q = tl.fma(tl.fma(-q, s, v), inverse, q)
-    return tl.fma(tl.fma(-q, s, v), inverse, q)
+    return tl.where(q == q, q, near)  # What an infinity leaves is no number.
 
 
 @triton.jit(do_not_specialize=["tokens", "size", "height", "width", "pad_h", "pad_w"])
