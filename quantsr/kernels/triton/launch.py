@@ -99,10 +99,12 @@ def _quantized(
     height, width = images.shape[1] + 2 * pad_h, images.shape[2] + 2 * pad_w
     tokens = len(images) * height * width
     first, start, size = _layout(sizes, x.device)
-    whole = sums or options["DYNAMIC"]
-    channels = min(WIDEST, triton.next_power_of_2(max(ALIGN, *sizes))) if whole else ALIGN
-    if images.stride(-1) != 1:
-        channels = ALIGN  # Where channels are far apart, tokens lie side by side.
+    # Where channels are far apart, tokens lie side by side: so many that with all channels, few programs would be busy.
+    apart = images.stride(-1) != 1
+    whole = options["DYNAMIC"] or (sums and not apart)
+    if counted is not None and not whole:
+        counted.zero_()
+    channels = ALIGN if apart or not whole else min(WIDEST, triton.next_power_of_2(max(ALIGN, *sizes)))
     rows = max(1, TILE // channels)
     pieces = 1 if whole else triton.cdiv(max(sizes), channels)
     quantize_kernel[(triton.cdiv(tokens, rows), len(sizes), pieces)](

@@ -40,7 +40,8 @@ def quantize_kernel(
     """One program quantizes one part of the channels of ``BLOCK_M`` tokens, or without WHOLE_TOKENS a piece of it.
 
     x           values of images without padding, anywhere in memory, by strides
-    codes       (tokens, k) int8, of images of ``height`` * ``width`` tokens with padding    sums  (tokens, PARTS) int32
+    codes       (tokens, k) int8, of images of ``height`` * ``width`` tokens with padding
+    sums        (tokens, PARTS) int32; without WHOLE_TOKENS 0 before, as programs add what each of them has found
     scale, zero (PARTS,), or with BY_TOKEN (tokens, PARTS): read, or with DYNAMIC written
     firsts      first channel of every part in x;  starts  in codes, in tiles of ``ALIGN``;  sizes  channels of it:
                 with PARTS > 1, else size; only with FILLED some part is no multiple of ``ALIGN``
@@ -118,4 +119,7 @@ def quantize_kernel(
         if SUMS:
             total += tl.sum(tl.where(mask, code, 0), axis=1)
     if SUMS:
-        tl.store(sums + m * PARTS + p, total, stored)
+        if WHOLE_TOKENS:
+            tl.store(sums + m * PARTS + p, total, stored)
+        else:
+            tl.atomic_add(sums + m * PARTS + p, total, stored, sem="relaxed")
