@@ -177,7 +177,7 @@ def attention_calls(
     probabilities = kernels.Probabilities(step / 16, torch.full((1,), -128.0, device=device), 8)
 
     def attended(which: kernels.Backend) -> Tensor:
-        factors = (kernels.quantize(x, step, center, 8, (case.channels,), backend=which) for x in (q, k, v))
+        factors = (kernels.quantize(x, step, center, 8, x.shape[-1:], backend=which) for x in (q, k, v.mT))
         return kernels.attention(*factors, probabilities, case.channels, q.dtype, which)
 
     def near() -> bool:

@@ -19,6 +19,7 @@ from quantsr.kernels.operands import (
     Probabilities,
     QuantizedInput,
     QuantizedWeight,
+    starts,
 )
 from quantsr.kernels.window import Window
 
@@ -168,16 +169,15 @@ def check_attention(
         ValueError: operands that do not belong together, or more keys than int32 sums.
     """
     heads, (keys, aligned) = q.codes.shape[:-2], k.codes.shape[-2:]
-    shapes = [k.codes.shape[:-2], v.codes.shape[:-2]]
-    if q.codes.ndim != 4 or any(s != heads for s in shapes) or v.codes.shape[-2:] != (keys, aligned):
+    if q.codes.ndim != 4 or k.codes.shape[:-2] != heads or v.codes.shape != (*heads, channels, starts((keys,))[-1]):
         raise ValueError(
             f"queries {tuple(q.codes.shape)}, keys {tuple(k.codes.shape)} and values {tuple(v.codes.shape)} are not of "
-            "the same heads"
+            f"the same heads, keys and {channels} channels"
         )
     if q.codes.shape[-1] != aligned or not 0 <= aligned - channels < ALIGN or aligned % ALIGN:
         raise ValueError(f"heads of {channels} channels do not go with codes of {q.codes.shape[-1]} and {aligned}")
-    if any(t.by_token for t in (q, k, v)) or q.sums is None or k.sums is None:
-        raise ValueError("attention takes one scale for all queries, keys and values, and sums of queries and keys")
+    if any(t.by_token or t.sums is None for t in (q, k, v)):
+        raise ValueError("attention takes one scale for all queries, keys and values, and sums of them")
     if probabilities.key_scale is not None and len(probabilities.key_scale) != keys:
         raise ValueError(f"{len(probabilities.key_scale)} scales of keys do not go with {keys} keys")
     if keys > MOST_KEYS:

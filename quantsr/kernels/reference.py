@@ -247,7 +247,8 @@ def attention(
 
     Args:
         q: ``(b, heads, n, k)`` codes with sums, one scale, and a zero that is a code.
-        k, v: ``(b, heads, m, k)`` of the same kind.
+        k: ``(b, heads, m, k)`` of the same kind.
+        v: of the same kind, of every channel those of all keys: ``(b, heads, c, m)`` with m aligned as channels are.
         probabilities: their number format; its zero may be any.
         channels: c, of a head.
         dtype: of the result.
@@ -255,10 +256,14 @@ def attention(
     Returns:
         ``(b, heads, n, c)``.
     """
-    left, right, value = ((t.codes[..., :channels].to(torch.int16) - t.zero.to(torch.int16)) for t in (q, k, v))
+    lengths = (channels, channels, k.codes.shape[-2])
+    left, right, value = (
+        t.codes[..., :length].to(torch.int16) - t.zero.to(torch.int16)
+        for t, length in zip((q, k, v), lengths, strict=True)
+    )
     factor, half = q.scale * k.scale * channels**-0.5, 2 ** (probabilities.bits - 1)
     near = probabilities.zero.clamp(-128, 127)
-    beyond = (probabilities.zero - near) * value.sum(-2, keepdim=True, dtype=torch.int32).float()
+    beyond = (probabilities.zero - near) * value.sum(-1, dtype=torch.int32).float()[..., None, :]
     pieces = []
     for part in left.split(max(1, PIECE // (k.codes.shape[0] * k.codes.shape[1] * k.codes.shape[2])), -2):
         p = (integer_product(part, right.mT, LARGEST_SCORE).float() * factor).softmax(-1)
@@ -267,6 +272,6 @@ def attention(
         lowest, highest = -half - probabilities.zero, half - 1 - probabilities.zero
         codes = torch.minimum(torch.maximum((p / probabilities.scale).round(), lowest), highest)
         codes = codes.add_(probabilities.zero).clamp_(-half, half - 1)
-        total = integer_product(codes - near, value, LARGEST_SCORE).float() - beyond
+        total = integer_product(codes - near, value.mT, LARGEST_SCORE).float() - beyond
         pieces.append((total * (probabilities.scale * v.scale)).to(dtype))
     return torch.cat(pieces, -2)

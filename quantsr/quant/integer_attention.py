@@ -53,14 +53,14 @@ class IntegerAttention(AttentionProducts):
         Raises:
             ValueError: more keys than int32 sums.
         """
-        *factors, key_scale = self._scaled(q, k, v)
-        bits, channels, backend = self.recipe.act.bits, q.shape[-1], self.backend
+        bits, channels, dtype, backend = self.recipe.act.bits, q.shape[-1], q.dtype, self.backend
+        q, k, v, key_scale = self._scaled(q, k, v)
         query, key, value = (
-            kernels.quantize(factor, scale, zero, bits, (channels,), backend=backend)
-            for factor, scale, zero in zip(factors, self.scales, self.zeros, strict=False)
+            kernels.quantize(factor, scale, zero, bits, (factor.shape[-1],), backend=backend)
+            for factor, scale, zero in zip((q, k, v.mT), self.scales, self.zeros, strict=False)
         )
         probabilities = kernels.Probabilities(self.scales[3], self.zeros[3], bits, key_scale)
-        return kernels.attention(query, key, value, probabilities, channels, q.dtype, backend)
+        return kernels.attention(query, key, value, probabilities, channels, dtype, backend)
 
     def extra_repr(self) -> str:
         return f"{self.recipe}, integers"

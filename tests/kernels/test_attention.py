@@ -31,7 +31,8 @@ def operands(shape, bits: int = 8, zero: float | None = None, key_scale: bool = 
     """Codes of q, k and v, whose scores spread over a few units, and a number format that holds 0 to 1."""
     images, heads, queries, keys, channels = shape
     unit = (peak / 4 ** (bits - 1)) ** 0.5
-    q, k, v = (factor((images, heads, n), channels, bits, unit) for n in (queries, keys, keys))
+    lengths = ((queries, channels), (keys, channels), (channels, keys))
+    q, k, v = (factor((images, heads, n), summed, bits, unit) for n, summed in lengths)
     zero = -(2 ** (bits - 1)) if zero is None else zero
     scales = torch.rand(keys) + 0.5 if key_scale else None
     scale = torch.tensor([1.0 / (2**bits - 1)])
@@ -40,12 +41,16 @@ def operands(shape, bits: int = 8, zero: float | None = None, key_scale: bool = 
 
 def written_out(q, k, v, probabilities: Probabilities, channels: int) -> Tensor:
     """The formula in float64, with probabilities rounded as numbers, not as codes."""
-    left, right, value = (values(t.codes, t.zero, (channels,)).double() * t.scale.double() for t in (q, k, v))
+    lengths = (channels, channels, k.codes.shape[-2])
+    left, right, value = (
+        values(t.codes, t.zero, (length,)).double() * t.scale.double()
+        for t, length in zip((q, k, v), lengths, strict=True)
+    )
     p = (left @ right.mT / channels**0.5).softmax(-1)
     if probabilities.key_scale is not None:
         p = p * probabilities.key_scale
     half, zero, scale = 2 ** (probabilities.bits - 1), probabilities.zero.double(), probabilities.scale.double()
-    return (p / scale).round().clamp(-half - zero, half - 1 - zero) * scale @ value
+    return (p / scale).round().clamp(-half - zero, half - 1 - zero) * scale @ value.mT
 
 
 def assert_near(found: Tensor, expected: Tensor, v: QuantizedInput, probabilities: Probabilities) -> None:
@@ -115,7 +120,7 @@ def test_one_certain_key_gives_its_value_exactly(device):
     sums = codes.sum(-1, keepdim=True, dtype=torch.int32)
     q, k = (replace(t, codes=codes, sums=sums, zero=torch.zeros(1), scale=torch.ones(1)) for t in (q, k))
     v = replace(v, scale=torch.ones(1))
-    expected = values(v.codes, v.zero, (channels,)).float()
+    expected = values(v.codes, v.zero, (40,)).float().mT
     given = q, k, v, replace(probabilities, scale=torch.tensor([1 / 255])), channels
     for found in (attention(*on_device(device, given), backend="triton"), attention(*given, backend="reference")):
         torch.testing.assert_close(found.cpu(), expected, rtol=1e-6, atol=0)
@@ -138,13 +143,15 @@ def test_no_images(device):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda q, k, v, p, c: (q, k, replace(v, codes=v.codes[:, :, :-1]), p, c), "are not of the same heads"),
+        (lambda q, k, v, p, c: (q, k, replace(v, codes=v.codes[:, :, :-1]), p, c), "are not of the same heads, keys"),
+        (lambda q, k, v, p, c: (q, k, replace(v, codes=v.codes[..., :40]), p, c), "are not of the same heads, keys"),
         (lambda q, k, v, p, c: (replace(q, codes=q.codes[:, :1]), k, v, p, c), "are not of the same heads"),
-        (lambda q, k, v, p, c: (q, k, v, p, 80), "heads of 80 channels do not go with codes of 64 and 64"),
-        (lambda q, k, v, p, c: (replace(q, sums=None), k, v, p, c), "sums of queries and keys"),
+        (lambda q, k, v, p, c: (q, k, v, p, 80), "are not of the same heads, keys and 80 channels"),
+        (lambda q, k, v, p, c: (replace(q, codes=q.codes[..., :40]), k, v, p, c), "codes of 40 and 64"),
+        (lambda q, k, v, p, c: (replace(q, sums=None), k, v, p, c), "and sums of them"),
         (lambda q, k, v, p, c: (q, k, v, replace(p, key_scale=torch.ones(3)), c), "3 scales of keys .* 40 keys"),
     ],
-    ids=["other_keys", "other_heads", "other_channels", "no_sums", "key_scales"],
+    ids=["other_values", "other_keys", "other_heads", "other_channels", "not_aligned", "no_sums", "key_scales"],
 )
 def test_operands_that_do_not_belong_together_are_refused(change, message):
     with pytest.raises(ValueError, match=message):

@@ -22,8 +22,8 @@ def attention_kernel(
     """One program computes ``BLOCK_Q`` queries of one head.
 
     q, k     (b * heads, queries or keys, K) int8 codes, ``channels`` of them a head's, the rest 0
-    v        (b * heads, K, row) int8, of every channel the codes of all keys, as tensor cores take them; behind them 0
-    *_sums   of the codes of q and k, (b * heads, queries or keys), and of v, (b * heads, K)
+    v        (b * heads, channels, row) int8, of every channel the codes of all keys, as tensor cores take them
+    *_sums   of the codes of q and k, (b * heads, queries or keys), and of v, (b * heads, channels)
     y        (b, queries, heads, channels)        root  sqrt of ``channels``
     HALF     of the probabilities' codes          BLOCK_C  a power of 2, at least K
     """
@@ -40,7 +40,7 @@ def attention_kernel(
     unit = tl.load(q_scale) * tl.load(k_scale) / root * LOG2_E
     k += head * keys * K
     k_sums += head * keys
-    v += head * K * row
+    v += head * channels * row
 
     largest = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.full((BLOCK_Q,), 0.0, tl.float32)
@@ -69,11 +69,11 @@ def attention_kernel(
             code = tl.minimum(tl.maximum(round_half_to_even(p) + zero, -HALF), HALF - 1).to(tl.int32)
         code = tl.where((at < keys)[None, :], code, 0)
         counted += tl.sum(code, axis=1)
-        of_v = tl.load(v + c[:, None] * row + at[None, :], (c < K)[:, None] & (at < row)[None, :], 0)
+        of_v = tl.load(v + c[:, None] * row + at[None, :], (c < channels)[:, None] & (at < row)[None, :], 0)
         acc = tl.dot(code.to(tl.int8), tl.trans(of_v), acc=acc, out_dtype=tl.int32)
 
     near_z = near.to(tl.int32)
-    centered = tl.load(v_sums + head * K + c, c < K, 0) - keys * v_z
+    centered = tl.load(v_sums + head * channels + c, c < channels, 0) - keys * v_z
     acc -= (counted - keys * near_z)[:, None] * v_z + near_z * (centered + keys * v_z)[None, :]
     result = (acc.to(tl.float32) - (zero - near) * centered.to(tl.float32)[None, :]) * (scale * tl.load(v_scale))
     where = ((head // heads * queries + n) * heads + head % heads)[:, None] * channels + c[None, :]

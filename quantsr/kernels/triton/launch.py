@@ -268,14 +268,12 @@ def attention(
     (b, heads, queries, aligned), keys = q.codes.shape, k.codes.shape[2]
     y = torch.empty(b, queries, heads, channels, dtype=dtype, device=q.codes.device)
     if y.numel():
-        # Keys beside each other, in rows that begin at multiples of 16 bytes.
-        of_v = torch.nn.functional.pad(v.codes.mT, (0, -keys % 16)).contiguous()
         key_scale, block = probabilities.key_scale, attention_block(aligned, _shared_memory(y.device))
         attention_kernel[(b * heads * triton.cdiv(queries, block.queries),)](
             q.codes, q.sums, q.scale, q.zero, k.codes, k.sums, k.scale, k.zero,
-            of_v, v.codes.sum(-2, dtype=torch.int32), v.scale, v.zero,
+            v.codes, v.sums, v.scale, v.zero,
             probabilities.scale, probabilities.zero, y if key_scale is None else key_scale, y,
-            heads, queries, keys, of_v.shape[-1], channels, channels**0.5,
+            heads, queries, keys, v.codes.shape[-1], channels, channels**0.5,
             HALF=2 ** (probabilities.bits - 1), KEY_SCALE=key_scale is not None, K=aligned,
             BLOCK_C=triton.next_power_of_2(aligned), BLOCK_Q=block.queries, BLOCK_K=block.keys,
             num_warps=8, num_stages=block.stages, **FUSED,
