@@ -128,6 +128,7 @@ def product(
     bias: Tensor | None = None,
     branch: Branch | None = None,
     dtype: torch.dtype = torch.float32,
+    channels_first: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
     """The product of the values, see :func:`quantsr.kernels.reference.product`.
@@ -137,7 +138,8 @@ def product(
     """
     check(x, weight, window)
     with current(x.codes.device):
-        return implementation(x.codes.device, backend, window).product(x, weight, window, bias, branch, dtype)
+        chosen = implementation(x.codes.device, backend, window)
+        return chosen.product(x, weight, window, bias, branch, dtype, channels_first)
 
 
 def attention(

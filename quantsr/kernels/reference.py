@@ -140,6 +140,7 @@ def product(
     bias: Tensor | None = None,
     branch: Branch | None = None,
     dtype: torch.dtype = torch.float32,
+    channels_first: bool = False,
 ) -> Tensor:
     """The product of the values, plus bias and branch.
 
@@ -152,6 +153,7 @@ def product(
         bias: ``(n,)``.
         branch: added in float32.
         dtype: of the result.
+        channels_first: whether the memory of a convolution's result is that of ``(b, n, *output)``.
 
     Returns:
         ``(..., n)`` for the output's positions: ``(tokens, n)`` or ``(b, *output, n)``.
@@ -174,7 +176,8 @@ def product(
     if branch is not None:
         with torch.autocast(total.device.type, enabled=False):
             total = total + (branch.hidden.float() @ branch.up.float().T).view(total.shape)
-    return total.to(dtype)
+    total = total.to(dtype)
+    return total.movedim(-1, 1).contiguous().movedim(1, -1) if channels_first else total
 
 
 def _inside(x: QuantizedInput) -> Tensor:

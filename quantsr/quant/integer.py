@@ -144,7 +144,7 @@ class IntegerLayer(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        dtype, strides_of = x.dtype, x
+        dtype, first = x.dtype, self.operation.kind != "Linear" and _channels_first(x)
         for transform in (self.smoothing, self.rotation):
             if transform is not None:
                 x = transform.input(x)
@@ -153,10 +153,11 @@ class IntegerLayer(nn.Module):
         constant = constant_output(self.operation, x, self.bias, self.offset_response)
         # At borders an offset's response differs: then it is a map, else a vector that the kernel adds.
         vector = None if constant is None or constant.numel() > len(self.codes) else constant.flatten()
-        y = kernels.product(quantized, self.weight, self.window, vector, self._branch(x), dtype, backend=self.backend)
+        operands = (quantized, self.weight, self.window, vector, self._branch(x))
+        y = kernels.product(*operands, dtype, channels_first=first, backend=self.backend)
         if self.operation.kind == "Linear":
             return y.view(*x.shape[:-1], len(self.codes))
-        y = _like(strides_of, y.movedim(-1, 1))
+        y = y.movedim(-1, 1)
         return y if vector is not None or constant is None else y.add_(constant.to(dtype))
 
     def extra_repr(self) -> str:
@@ -167,12 +168,10 @@ WINDOW = ("stride", "padding", "dilation")
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def _like(x: Tensor, y: Tensor) -> Tensor:
-    """``y`` with channels where they are in the memory of ``x``, as convolutions of torch return it."""
+def _channels_first(x: Tensor) -> bool:
+    """Whether a convolution of torch returns its output for ``x`` with channels first in memory, as ``x`` has them."""
     order = CHANNELS_LAST.get(x.ndim)
-    if order is None or x.is_contiguous() or not x.is_contiguous(memory_format=order):
-        return y.contiguous()
-    return y.contiguous(memory_format=order)
+    return order is None or x.is_contiguous() or not x.is_contiguous(memory_format=order)
 
 
 def obstacle(recipe: LayerRecipe, shape: torch.Size) -> str | None:

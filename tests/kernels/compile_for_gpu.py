@@ -3,8 +3,9 @@
     python compile_for_gpu.py CAPABILITY
 
 One line for every variant: its name, the int8 tensor-core instructions, its share of the GPU's shared memory, the sizes
-in bytes of asynchronous copies and how many copies may be under way while the tensor cores multiply. Of attention, with
-the aligned channels of a head, the same but for the copies. Of quantizing, the bytes of its widest reads.
+in bytes of asynchronous copies, how many copies may be under way while the tensor cores multiply, and the bytes of its
+widest stores. Of attention, with the aligned channels of a head, the same up to the memory. Of quantizing, the bytes of
+its widest reads.
 """
 
 import re
@@ -27,11 +28,13 @@ POINTERS = {
 CONV3X3 = {
     "TAPS": 9, "KERNEL_W": 3, "STRIDE_H": 1, "STRIDE_W": 1, "PAD_H": 1, "PAD_W": 1, "DILATION_H": 1, "DILATION_W": 1,
     "PARTS": 1, "PACKED": False, "BY_TOKEN": False, "WEIGHT_ZERO": False, "POINTWISE": False, "BIAS": True,
-    "BLOCK_R": 32, "SUMS_ONLY": False, "SHARED": False, "BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 128,
+    "BLOCK_R": 32, "SUMS_ONLY": False, "SHARED": False, "CHANNELS_FIRST": False,
+    "BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 128,
 }  # fmt: skip
 LINEAR = {"TAPS": 1, "KERNEL_W": 1, "PAD_H": 0, "PAD_W": 0, "POINTWISE": True}
 VARIANTS = {
     "conv3x3_w8a8": {},
+    "conv3x3_w8a8_channels_first": {"CHANNELS_FIRST": True},
     "conv3x3_w8a8_shared": {"SHARED": True, "BLOCK_M": 64, "BLOCK_R": 0},
     "conv3x3_w4a4": {"PACKED": True},
     "conv3x3_stride2_two_parts": {"STRIDE_H": 2, "STRIDE_W": 2, "PARTS": 2, "WEIGHT_ZERO": True},
@@ -50,7 +53,7 @@ ATTENTION = {
 }  # fmt: skip
 HEADS = (64, 128, 192, 512)
 """Aligned channels: of Stable Diffusion 2.1 (and of 40 channels), 80, 160, and of the autoencoder."""
-ALIGNED = ("k", "row", "n_count", "stride_image", "stride_h", "stride_w")
+ALIGNED = ("k", "row", "n_count", "positions", "stride_image", "stride_h", "stride_w")
 """Sizes that are multiples of 16, as the launcher finds those of Stable Diffusion."""
 
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227}
@@ -87,7 +90,8 @@ def main() -> None:
         products = products_in(ptx)
         copies = sorted({int(size, 16) for size in re.findall(r"cp\.async\.c\w\.shared\.global.*?, (0x\w+)", ptx)})
         ahead = max(map(int, re.findall(r"cp\.async\.wait_group\s+(?:0x)?(\d+)", ptx)))
-        print(name, ",".join(products), shared / memory, ",".join(map(str, copies)), ahead)
+        wide = max(int(n) for n in re.findall(r"st\.global\.v(\d)\.b32", ptx))
+        print(name, ",".join(products), shared / memory, ",".join(map(str, copies)), ahead, 4 * wide)
     for channels in HEADS:
         block = attention_block(channels, memory)
         constants = {

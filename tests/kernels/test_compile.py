@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parent / "compile_for_gpu.py"
 )
 def test_int8_tensor_cores_fed_by_wide_copies(capability, instruction):
     """Ampere, Ada (with less shared memory) and Hopper: copies of a byte, as an unknown alignment makes the compiler
-    issue, would show; and a loop that reads nothing ahead."""
+    issue, would show, stores of two, and a loop that reads nothing ahead."""
     pytest.importorskip("triton")
     root = Path(__file__).parents[2]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -26,14 +26,14 @@ def test_int8_tensor_cores_fed_by_wide_copies(capability, instruction):
     )
     assert run.returncode == 0, run.stderr
     lines = [line.split(" ") for line in run.stdout.splitlines()]
-    products, attentions, (static, dynamic) = lines[:7], lines[7:-2], lines[-2:]
+    products, attentions, (static, dynamic) = lines[:8], lines[8:-2], lines[-2:]
     assert [name for name, *_ in attentions] == ["attention_64", "attention_128", "attention_192", "attention_512"]
     for name, instructions, shared in attentions:
         assert all(found.startswith(instruction) for found in instructions.split(",")), name
         assert float(shared) <= 1, name
-    for name, instructions, shared, copies, ahead in products:
+    for name, instructions, shared, copies, ahead, stores in products:
         assert instruction in instructions, name
         assert float(shared) <= 1, name
         assert set(copies.split(",")) <= ({"8", "16"} if "w4a4" in name else {"16"}), name
-        assert int(ahead) >= 4, name
+        assert int(ahead) >= 4 and stores == "16", name
     assert static == ["quantize_static", "16"] and dynamic == ["quantize_dynamic", "16"]

@@ -60,6 +60,18 @@ def test_products_of_whole_numbers_are_equal(device, window, positions, bits, si
 
 
 @EVERY_WINDOW
+@SIZES
+def test_channels_come_first_in_memory_where_they_shall(device, window, positions, sizes):
+    x = random_input(positions, sizes, padding=window.padding)
+    weight, bias = random_weight(5, window.taps, sizes), torch.arange(5.0)
+    expected = product(x, weight, window, bias, channels_first=True, backend="reference")
+    found = product(on(device, x), on(device, weight), window, bias.to(device), channels_first=True, backend="triton")
+    assert torch.equal(found.cpu(), expected)
+    assert torch.equal(expected, product(x, weight, window, bias, backend="reference"))
+    assert all(y.movedim(-1, 1).is_contiguous() for y in (found, expected))
+
+
+@EVERY_WINDOW
 @GRANULARITY
 def test_zeros_that_are_no_codes(device, window, positions, by_token):
     x, weight = (

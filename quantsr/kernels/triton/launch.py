@@ -142,9 +142,10 @@ def product(
     bias: Tensor | None = None,
     branch: Branch | None = None,
     dtype: torch.dtype = torch.float32,
+    channels_first: bool = False,
 ) -> Tensor:
     """See :func:`quantsr.kernels.reference.product`; the window must be planar."""
-    return _product(x, weight, window, bias, branch, dtype)
+    return _product(x, weight, window, bias, branch, dtype, channels_first)
 
 
 class Tiling(NamedTuple):
@@ -208,14 +209,17 @@ def _product(
     bias: Tensor | None,
     branch: Branch | None,
     dtype: torch.dtype,
+    channels_first: bool = False,
 ) -> Tensor:
     window, spatial = window.valid, x.codes.shape[1:-1]
     around: tuple[int, ...]
     output = (*x.codes.shape[:1], *window.output(spatial)) if window.kernel else tuple(x.codes.shape[:-1])
     rows, (n, taps) = int(torch.Size(output).numel()), weight.codes.shape[:2]
-    y = torch.empty(*output, n, dtype=dtype, device=x.codes.device)
+    shape = (output[0], n, *output[1:]) if channels_first else (*output, n)
+    y = torch.empty(shape, dtype=dtype, device=x.codes.device)
+    found = y.movedim(1, -1) if channels_first else y
     if not y.numel():
-        return y
+        return found
     if window.pointwise:
         plane, (height, width), around = Window((1, 1), (1, 1), (0, 0), (1, 1)), (1, rows), (0, 0)
     else:
@@ -235,13 +239,17 @@ def _product(
         shares = torch.empty(
             tile.splits, rows, n, dtype=dtype if dtype == torch.int32 else torch.float32, device=y.device
         )
-    ends = {"BIAS": bias is not None, "BLOCK_R": max(16, triton.next_power_of_2(rank)) if rank else 0}
+    positions = rows // output[0] if channels_first else 1
+    ends = {
+        "BIAS": bias is not None, "CHANNELS_FIRST": channels_first,
+        "BLOCK_R": max(16, triton.next_power_of_2(rank)) if rank else 0,
+    }  # fmt: skip
     product_kernel[(triton.cdiv(rows, tile.m) * triton.cdiv(n, tile.n), tile.splits)](
         x.codes, y if x.sums is None else x.sums, x.scale, x.zero,
         weight.codes.view(torch.int8), weight.sums, weight.scale, y if weight.zero is None else weight.zero,
         start, size, y if bias is None else bias, hidden, up, shares,
         rows, n, x.codes.shape[-1], weight.sizes[0], height, width, out_height, out_width, rank,
-        TAPS=taps, KERNEL_W=plane.kernel[1], STRIDE_H=plane.stride[0], STRIDE_W=plane.stride[1],
+        positions, TAPS=taps, KERNEL_W=plane.kernel[1], STRIDE_H=plane.stride[0], STRIDE_W=plane.stride[1],
         PAD_H=around[0], PAD_W=around[1], DILATION_H=plane.dilation[0], DILATION_W=plane.dilation[1],
         PARTS=len(weight.sizes), PACKED=weight.packed, BY_TOKEN=x.by_token, WEIGHT_ZERO=weight.zero is not None,
         POINTWISE=window.pointwise, SUMS_ONLY=dtype == torch.int32, SHARED=tile.splits > 1,
@@ -251,9 +259,9 @@ def _product(
         block = 32 if triton.knobs.runtime.interpret else 16
         finish_kernel[(triton.cdiv(rows, block) * triton.cdiv(n, 64),)](
             shares, y if bias is None else bias, hidden, up, y, rows, n, rank, tile.splits,
-            BLOCK_M=block, BLOCK_N=64, **ends, **FUSED,
+            positions, BLOCK_M=block, BLOCK_N=64, **ends, **FUSED,
         )  # fmt: skip
-    return y
+    return found
 
 
 def attention(

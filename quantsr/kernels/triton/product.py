@@ -18,20 +18,21 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 @triton.jit(do_not_specialize=["m_count", "size", "height", "width", "out_height", "out_width", "rank"])
 def product_kernel(
     x, x_sums, x_scale, x_zero, w, w_sums, w_scale, w_zero, starts, sizes, bias, hidden, up, y,
-    m_count, n_count, k, size, height, width, out_height, out_width, rank,
+    m_count, n_count, k, size, height, width, out_height, out_width, rank, positions,
     TAPS: tl.constexpr, KERNEL_W: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     PARTS: tl.constexpr, PACKED: tl.constexpr, BY_TOKEN: tl.constexpr, WEIGHT_ZERO: tl.constexpr,
     POINTWISE: tl.constexpr, BIAS: tl.constexpr, BLOCK_R: tl.constexpr, SUMS_ONLY: tl.constexpr, SHARED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    CHANNELS_FIRST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program computes ``BLOCK_M`` output positions of ``BLOCK_N`` output channels, or a share of their sums.
 
     x  (images * height * width, k) int8, with padding     x_sums, x_scale, x_zero  see :class:`QuantizedInput`
     w  (n, TAPS, k) int8, or (n, TAPS, k / 2) packed       w_sums, w_scale, w_zero  see :class:`QuantizedWeight`
     y  (m, n): of any float type, or with SUMS_ONLY the int32 sums of products of codes over all parts;
-       with SHARED (shares, m, n) float32 or int32, without bias and branch
+       with SHARED (shares, m, n) float32 or int32, without bias and branch;
+       else with CHANNELS_FIRST (m / positions, n, positions)
     hidden (m, rank), up (n, rank)   with BLOCK_R > 0
     starts (PARTS + 1), in tiles of ``ALIGN``, sizes (PARTS)   with PARTS > 1; else size
     """
@@ -126,20 +127,24 @@ def product_kernel(
                         ws -= zero * size
                     inner -= ws[:, None] * tl.where(inside[None, :], far, 0.0)
             total += inner * s * scale[:, None]
-    mask = (n < n_count)[:, None] & (m < m_count)[None, :]
-    where = y + (share * m_count + m.to(tl.int64))[None, :] * n_count + n[:, None]
+    if CHANNELS_FIRST and not SHARED:
+        where, mask = _channels_first(m, n, m_count, n_count, positions)
+    else:
+        mask = (n < n_count)[:, None] & (m < m_count)[None, :]
+        where = (share * m_count + m.to(tl.int64))[None, :] * n_count + n[:, None]
     if SUMS_ONLY:
-        tl.store(where, raw, mask)
+        tl.store(y + where, raw, mask)
     else:
         if not SHARED:
             total = _finished(total, constant, hidden, up, m, n, m_count, n_count, rank, BLOCK_R)
-        tl.store(where, total.to(y.dtype.element_ty), mask)
+        tl.store(y + where, total.to(y.dtype.element_ty), mask)
 
 
 @triton.jit(do_not_specialize=["m_count", "rank", "count"])
 def finish_kernel(
-    shares, bias, hidden, up, y, m_count, n_count, rank, count,
-    BIAS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    shares, bias, hidden, up, y, m_count, n_count, rank, count, positions,
+    BIAS: tl.constexpr, BLOCK_R: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program adds up ``count`` shares ``(count, m, n)`` of some outputs, always in the same order."""
     columns = tl.cdiv(n_count, BLOCK_N)
@@ -156,7 +161,18 @@ def finish_kernel(
         total += tl.load(shares + there, mask, 0)
     if y.dtype.element_ty != tl.int32:
         total = _finished(total, constant, hidden, up, m, n, m_count, n_count, rank, BLOCK_R)
+    if CHANNELS_FIRST:
+        where, mask = _channels_first(m, n, m_count, n_count, positions)
     tl.store(y + where, total.to(y.dtype.element_ty), mask)
+
+
+@triton.jit
+def _channels_first(m, n, m_count, n_count, positions):
+    """Where outputs are among images of ``positions`` with channels first, and which of them there are, (n, m)."""
+    # Masked by images, not by m: where positions are a multiple of 16, the compiler sees that so many have one mask.
+    image = m // positions
+    where = (image.to(tl.int64)[None, :] * n_count + n[:, None]) * positions + (m % positions)[None, :]
+    return where, (n < n_count)[:, None] & (image < m_count // positions)[None, :]
 
 
 @triton.jit
