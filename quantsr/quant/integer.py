@@ -26,6 +26,7 @@ from quantsr.quant.precision import keeping_types
 from quantsr.quant.product import constant_output
 from quantsr.quant.quantizer import RELEASED_SMALLEST_SCALE
 from quantsr.quant.recipe import LayerRecipe
+from quantsr.quant.transforms import on_line
 
 
 class Simulated(NamedTuple):
@@ -43,8 +44,10 @@ class Simulated(NamedTuple):
 class IntegerLayer(nn.Module):
     """A folded layer computed with integers.
 
-    Its output is that of the folded layer up to float rounding. It shares the folded layer's transforms and, where it
-    is dynamic, input range; else ``act_scale`` and ``act_zero`` (parts,) are that. Of the weight it has ``codes``
+    Its output is that of the folded layer up to float rounding. It shares the folded layer's rotation and, where it is
+    dynamic, input range; else ``act_scale`` and ``act_zero`` (parts,) are that. ``slope`` and ``intercept`` (in,) are
+    smoothing's. ``bias`` holds what is added everywhere, also of an offset's response, and ``offset_response`` is kept
+    where it differs at borders. Of the weight it has ``codes``
     (out, taps, k) int8 or (out, taps, k / 2) packed uint8, with k the input channels, every part filled up to a
     multiple of 64; ``scale`` and, where not all are 0, ``zero`` (out, parts); ``sums`` (out, taps, parts) of the codes.
     All that stays as it is where the model around it is given another type. Artefacts store the folded form, whose
@@ -66,8 +69,12 @@ class IntegerLayer(nn.Module):
     act_zero: Tensor
     bias: Tensor | None
     offset_response: Tensor | None
+    slope: Tensor | None
+    intercept: Tensor | None
     L1: Tensor
     L2: Tensor
+    up: Tensor | None
+    down: Tensor | None
 
     def __init__(self, folded: FoldedLayer, backend: kernels.Backend = "auto"):
         super().__init__()
@@ -78,7 +85,10 @@ class IntegerLayer(nn.Module):
         rows, channels, *kernel = shape
         self.sizes = recipe.parts(channels)
         self.window = kernels.Window(tuple(kernel), *(getattr(self.operation, name) for name in WINDOW))
-        self.smoothing, self.rotation = folded.smoothing, folded.rotation
+        self.rotation = folded.rotation
+        slope, intercept = (None, None) if folded.smoothing is None else folded.smoothing.line()
+        self.register_buffer("slope", slope if slope is None else slope.detach())
+        self.register_buffer("intercept", intercept if intercept is None else intercept.detach())
         if recipe.act.range == "dynamic":
             self.input_quantizer = folded.input_quantizer
         else:
@@ -94,11 +104,17 @@ class IntegerLayer(nn.Module):
         self.register_buffer("scale", folded.scale.float().expand(bounds).contiguous())
         zero = folded.zero_point.float() - recipe.weight.qmin - half
         self.register_buffer("zero", zero.expand(bounds).contiguous() if zero.any() else None)
-        self.register_buffer("bias", folded.bias)
-        self.register_buffer("offset_response", folded.offset_response)
+        bias, response = folded.bias, folded.offset_response
+        if response is not None and not any(self.window.padding):
+            everywhere = response.flatten(1).sum(1)
+            bias, response = everywhere if bias is None else everywhere + bias, None
+        self.register_buffer("bias", bias)
+        self.register_buffer("offset_response", response)
         if recipe.rank:
             self.register_buffer("L1", folded.L1)
             self.register_buffer("L2", folded.L2)
+        self.register_buffer("up", None, persistent=False)
+        self.register_buffer("down", None, persistent=False)
         self.train(folded.training)
 
     @property
@@ -135,30 +151,36 @@ class IntegerLayer(nn.Module):
             scale, zero = self.act_scale, self.act_zero
         return kernels.quantize(last, scale, zero, spec.bits, self.sizes, **padded)
 
-    def _branch(self, x: Tensor) -> kernels.Branch | None:
-        """The low-rank branch but for its last product."""
-        if not self.recipe.rank:
-            return None
-        hidden = self.operation(x, self.L2.to(x.dtype)).movedim(self.operation.axis, -1)
-        return kernels.Branch(hidden.reshape(-1, hidden.shape[-1]), self.L1.to(hidden.dtype))
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.up = self.down = None
+        super()._load_from_state_dict(*args)
+
+    def _branch(self, x: Tensor) -> kernels.Branch:
+        """The low-rank branch but for its last product; its factors in the type of x are kept from call to call."""
+        if self.up is None or self.down is None or self.down.dtype != x.dtype:
+            self.up, self.down = self.L1.to(x.dtype), self.L2.to(x.dtype)
+        hidden = self.operation(x, self.down).movedim(self.operation.axis, -1)
+        return kernels.Branch(hidden.reshape(-1, hidden.shape[-1]), self.up.to(hidden.dtype))
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         dtype, first = x.dtype, self.operation.kind != "Linear" and _channels_first(x)
-        for transform in (self.smoothing, self.rotation):
-            if transform is not None:
-                x = transform.input(x)
-        quantized = self.quantized_input(x)
-        x = x.to(dtype)
-        constant = constant_output(self.operation, x, self.bias, self.offset_response)
-        # At borders an offset's response differs: then it is a map, else a vector that the kernel adds.
-        vector = None if constant is None or constant.numel() > len(self.codes) else constant.flatten()
-        operands = (quantized, self.weight, self.window, vector, self._branch(x))
+        if self.slope is not None:
+            x = on_line(x, self.slope, self.intercept, self.operation.axis)
+        if self.rotation is not None:
+            x = self.rotation.input(x)
+        branch = self._branch(x.to(dtype)) if self.recipe.rank else None
+        bias = self.bias if self.offset_response is None else None
+        operands = (self.quantized_input(x), self.weight, self.window, bias, branch)
         y = kernels.product(*operands, dtype, channels_first=first, backend=self.backend)
         if self.operation.kind == "Linear":
             return y.view(*x.shape[:-1], len(self.codes))
         y = y.movedim(-1, 1)
-        return y if vector is not None or constant is None else y.add_(constant.to(dtype))
+        if self.offset_response is None:
+            return y
+        # At borders an offset's response differs: it is a map, which the kernel does not add.
+        constant = constant_output(self.operation, x, self.bias, self.offset_response)
+        return y if constant is None else y.add_(constant.to(dtype))
 
     def extra_repr(self) -> str:
         return f"{self.operation.kind}, {self.recipe}, integers"

@@ -24,6 +24,12 @@ def along(vector: Tensor, axis: int, ndim: int) -> Tensor:
     return vector.reshape(shape)
 
 
+def on_line(x: Tensor, slope: Tensor, intercept: Tensor | None, axis: int) -> Tensor:
+    """slope x + intercept with both ``(c,)`` along ``axis``, in one pass."""
+    slope = along(slope, axis, x.ndim)
+    return x * slope if intercept is None else torch.addcmul(along(intercept, axis, x.ndim), x, slope)
+
+
 def channel_magnitude(x: Tensor, axis: int) -> Tensor:
     """max |x| of every channel, ``(c,)``, at least 1e-5."""
     lower, upper = torch.aminmax(x.detach().float().movedim(axis, 0).flatten(1), dim=1)
@@ -67,13 +73,13 @@ class Smoothing(Scale):
         """Average the magnitudes of one batch over all devices, as ``record`` noted them, into s."""
         self.average(pending[0] ** self.alpha / pending[1] ** self.weight_alpha)
 
-    def input(self, x: Tensor) -> Tensor:
-        # (x - o) / s in one pass.
+    def line(self) -> tuple[Tensor, Tensor | None]:
+        """Slope 1 / s and intercept -o / s, None without offset."""
         inverse = 1 / self.scale
-        slope = along(inverse, self.axis, x.ndim)
-        if self.offset is None:
-            return x * slope
-        return torch.addcmul(along(-self.offset * inverse, self.axis, x.ndim), x, slope)
+        return inverse, None if self.offset is None else -self.offset * inverse
+
+    def input(self, x: Tensor) -> Tensor:
+        return on_line(x, *self.line(), self.axis)
 
     def weight(self, w: Tensor) -> Tensor:
         # The kernel is part of the channels here: a gradient summed over rows and kernel at once is ten times slower.
@@ -120,12 +126,13 @@ class Rotation(nn.Module):
     def _rotate(self, x: Tensor, axis: int, transpose: bool = False) -> Tensor:
         """x H (or x H^T) along ``axis``."""
         axis %= x.ndim
-        stored = [getattr(self, f"rotation_{number}").to(x.dtype) for number in range(len(self.sizes))]
+        stored = [getattr(self, f"rotation_{number}") for number in range(len(self.sizes))]
         if even(self.sizes) and all(t.ndim == 1 for t in stored):  # All parts at once.
             parts = x.unflatten(axis, (len(self.sizes), -1))
-            return _signed_hadamard(parts, torch.stack(stored), axis + 1, transpose).view(x.shape)
+            signs = torch.stack(stored) if len(stored) > 1 else stored[0][None]
+            return _signed_hadamard(parts, signs.to(x.dtype), axis + 1, transpose).view(x.shape)
         rotated = []
-        for piece, t in zip(x.split(self.sizes, axis), stored, strict=True):
+        for piece, t in zip(x.split(self.sizes, axis), (t.to(x.dtype) for t in stored), strict=True):
             if t.ndim == 1:
                 rotated.append(_signed_hadamard(piece, t, axis, transpose))
             else:

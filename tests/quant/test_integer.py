@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from quantsr.quant.attention import QuantizedAttention
 from quantsr.quant.folded import FoldedLayer, fold
@@ -44,6 +45,20 @@ METHODS = {
 }
 """The recipes of the ten methods (and of the students that QuantVSR's released code made), at few channels."""
 EVERY_METHOD = pytest.mark.parametrize("options", METHODS.values(), ids=METHODS.keys())
+
+
+class Operations(TorchDispatchMode):
+    """Notes which operations are called, and where the tensors begin that are given another type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names, self.converted = set(), set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        if func is torch.ops.aten._to_copy.default:
+            self.converted.add(args[0].data_ptr())
+        return func(*args, **(kwargs or {}))
 
 
 def folded_layer(module, x, options, calibrate, **more) -> FoldedLayer:
@@ -135,6 +150,28 @@ def test_channels_stay_where_they_are_in_memory(image_layer, calibrate):
     layer = IntegerLayer(folded_layer(module, x, {}, calibrate))
     assert layer(x).is_contiguous()
     assert layer(x.contiguous(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("method", ["passionsr_vae", "qartsr", "svdquant"])
+def test_what_is_constant_is_computed_once(method, calibrate):
+    """Launches of kernels cost as much as small layers do."""
+    module, x = nn.Linear(12, 6).requires_grad_(False), torch.randn(2, 5, 12)
+    layer = IntegerLayer(folded_layer(module, x, METHODS[method], calibrate))
+    assert layer.offset_response is None
+    x = x.bfloat16()
+    layer(x)
+    with Operations() as operations:
+        layer(x)
+    stored = {t.data_ptr() for name, t in layer.named_buffers() if name in ("slope", "L1", "L2")}
+    assert "aten::reciprocal" not in operations.names and not stored & operations.converted
+
+
+def test_a_branch_in_one_type_and_another(image_layer, calibrate):
+    module, x = image_layer
+    folded = folded_layer(module, x, METHODS["qartsr"], calibrate)
+    layer = IntegerLayer(folded)
+    layer(x.bfloat16())
+    assert torch.equal(layer(x), IntegerLayer(folded)(x))
 
 
 def test_autocast_does_not_touch_integers(image_layer, calibrate):
