@@ -240,10 +240,9 @@ def _product(
             tile.splits, rows, n, dtype=dtype if dtype == torch.int32 else torch.float32, device=y.device
         )
     positions = rows // output[0] if channels_first else 1
-    ends = {
-        "BIAS": bias is not None, "CHANNELS_FIRST": channels_first,
-        "BLOCK_R": max(16, triton.next_power_of_2(rank)) if rank else 0,
-    }  # fmt: skip
+    # In pieces of 16, or factors in float32, which no tensor core multiplies exactly, do not fit the registers.
+    piece = 16 if hidden.dtype == torch.float32 else max(16, triton.next_power_of_2(rank))
+    ends = {"BIAS": bias is not None, "CHANNELS_FIRST": channels_first, "BLOCK_R": piece if rank else 0}
     product_kernel[(triton.cdiv(rows, tile.m) * triton.cdiv(n, tile.n), tile.splits)](
         x.codes, y if x.sums is None else x.sums, x.scale, x.zero,
         weight.codes.view(torch.int8), weight.sums, weight.scale, y if weight.zero is None else weight.zero,

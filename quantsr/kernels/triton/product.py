@@ -180,11 +180,12 @@ def _finished(total, constant, hidden, up, m, n, m_count, n_count, rank, BLOCK_R
     """``total`` (n, m) with bias and low-rank branch."""
     total += constant[:, None]
     if BLOCK_R > 0:
-        r = tl.arange(0, BLOCK_R)
-        left = tl.load(up + n[:, None] * rank + r[None, :], (n < n_count)[:, None] & (r < rank)[None, :], 0.0)
         rows = hidden + m.to(tl.int64) * rank
-        right = tl.load(rows[None, :] + r[:, None], (m < m_count)[None, :] & (r < rank)[:, None], 0.0)
-        total += tl.dot(left, right, input_precision="ieee", out_dtype=tl.float32)
+        for first in tl.range(0, rank, BLOCK_R, num_stages=1):
+            r = first + tl.arange(0, BLOCK_R)
+            left = tl.load(up + n[:, None] * rank + r[None, :], (n < n_count)[:, None] & (r < rank)[None, :], 0.0)
+            right = tl.load(rows[None, :] + r[:, None], (m < m_count)[None, :] & (r < rank)[:, None], 0.0)
+            total = tl.dot(left, right, acc=total, input_precision="ieee", out_dtype=tl.float32)
     return total
 
 
