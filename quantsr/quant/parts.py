@@ -37,15 +37,17 @@ def extremes(x: Tensor, granularity: Granularity, axis: int, sizes: Sequence[int
     Returns:
         (lower, upper), each of the shape given at the top of this file.
     """
-    pieces = x.detach().float().split(list(sizes), axis) if len(sizes) > 1 else (x.detach().float(),)
+    # In the type of x, and float32 only what was found: another type is not worth a pass over all of x.
+    pieces = x.detach().split(list(sizes), axis) if len(sizes) > 1 else (x.detach(),)
     if granularity == "tensor":
         found = [torch.aminmax(piece) for piece in pieces]
-        return torch.stack([f.min for f in found]), torch.stack([f.max for f in found])
+        lower, upper = torch.stack([*(f.min for f in found), *(f.max for f in found)]).float().chunk(2)
+        return lower, upper
     if granularity == "channel":
         found = [torch.aminmax(piece.flatten(1), dim=1) for piece in pieces]
-        return torch.stack([f.min for f in found], 1), torch.stack([f.max for f in found], 1)
+        return torch.stack([f.min for f in found], 1).float(), torch.stack([f.max for f in found], 1).float()
     found = [torch.aminmax(piece, dim=axis, keepdim=True) for piece in pieces]
-    return torch.cat([f.min for f in found], axis), torch.cat([f.max for f in found], axis)
+    return torch.cat([f.min for f in found], axis).float(), torch.cat([f.max for f in found], axis).float()
 
 
 def even(sizes: Sequence[int]) -> bool:

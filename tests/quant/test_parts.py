@@ -49,6 +49,13 @@ def test_bounds_are_the_extremes_of_what_shares_them(granularity, sizes, shape, 
         assert torch.equal(hs, xs.amax(dims, keepdim=True).expand_as(xs))
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "token"])
+def test_bounds_of_16_bits_are_those_of_the_same_values_in_float32(granularity):
+    x = torch.randn(2, 7, 4, 3).bfloat16()
+    found, expected = (extremes(t, granularity, 1, (3, 4)) for t in (x, x.float()))
+    assert all(torch.equal(f, e) and f.dtype == torch.float32 for f, e in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize(("shape", "axis"), SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("sizes", [(8,), (4, 4), (2, 2, 2, 2)], ids=str)
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "token"])
