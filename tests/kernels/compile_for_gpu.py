@@ -56,7 +56,7 @@ HEADS = (64, 128, 192, 512)
 ALIGNED = ("k", "row", "n_count", "positions", "stride_image", "stride_h", "stride_w")
 """Sizes that are multiples of 16, as the launcher finds those of Stable Diffusion."""
 
-SHARED = {80: 163, 86: 99, 89: 99, 90: 227}
+SHARED = {86: 99, 90: 227}
 """KiB of shared memory that a program may have, by compute capability."""
 
 
