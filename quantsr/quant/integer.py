@@ -47,9 +47,9 @@ class IntegerLayer(nn.Module):
     Its output is that of the folded layer up to float rounding. It shares the folded layer's rotation and, where it is
     dynamic, input range; else ``act_scale`` and ``act_zero`` (parts,) are that. ``slope`` and ``intercept`` (in,) are
     smoothing's. ``bias`` holds what is added everywhere, also of an offset's response, and ``offset_response`` is kept
-    where it differs at borders. Of the weight it has ``codes``
-    (out, taps, k) int8 or (out, taps, k / 2) packed uint8, with k the input channels, every part filled up to a
-    multiple of 64; ``scale`` and, where not all are 0, ``zero`` (out, parts); ``sums`` (out, taps, parts) of the codes.
+    where it differs at borders. Of the weight it has ``codes`` (out, taps, k) int8 or (out, taps, k / 2) packed uint8,
+    with k the input channels, every part filled up to a multiple of 64; ``scale`` and, where not all are 0, ``zero``
+    (out, parts); ``sums`` (out, taps, parts) of the codes.
     All that stays as it is where the model around it is given another type. Artefacts store the folded form, whose
     codes have no filling.
 

@@ -56,7 +56,7 @@ HEADS = (64, 128, 192, 512)
 ALIGNED = ("k", "row", "n_count", "positions", "stride_image", "stride_h", "stride_w")
 """Sizes that are multiples of 16, as the launcher finds those of Stable Diffusion."""
 
-SHARED = {86: 99, 90: 227}
+SHARED_MEMORY = {86: 99, 90: 227}
 """KiB of shared memory that a program may have, by compute capability."""
 
 
@@ -83,7 +83,7 @@ def products_in(ptx: str) -> list[str]:
 
 def main() -> None:
     capability = int(sys.argv[1])
-    target, memory = GPUTarget("cuda", capability, 32), SHARED[capability] * 1024
+    target, memory = GPUTarget("cuda", capability, 32), SHARED_MEMORY[capability] * 1024
     pointers = {name: f"*{kind}" for name, kind in POINTERS.items()}
     for name, changes in VARIANTS.items():
         ptx, shared = compiled(product_kernel, pointers, CONV3X3 | changes, target)
