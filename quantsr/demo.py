@@ -22,8 +22,9 @@ from quantsr.data.photos import packaged_photos
 from quantsr.deploy.artefact import read_config
 from quantsr.deploy.inputs import read_input
 from quantsr.deploy.pipeline import Pipeline
+from quantsr.enlarging import bicubic
 from quantsr.errors import UserError
-from quantsr.evaluation import as_saved, bicubic
+from quantsr.evaluation import as_saved
 from quantsr.loading import teacher_of
 from quantsr.teachers.files import load_teacher
 

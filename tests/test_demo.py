@@ -14,8 +14,9 @@ from PIL import Image
 from quantsr.data.degradations import to_float
 from quantsr.demo import BICUBIC, Demo, import_gradio, launch, main, open_demo, page, times, write_examples
 from quantsr.deploy.pipeline import Pipeline
+from quantsr.enlarging import bicubic
 from quantsr.errors import UserError
-from quantsr.evaluation import as_saved, bicubic
+from quantsr.evaluation import as_saved
 from quantsr.teachers.files import load_teacher, save_teacher
 from tests.conftest import WIDTHS, micro_teacher, picture
 from tests.deploy.conftest import image_run, video_run  # noqa: F401 - fixtures

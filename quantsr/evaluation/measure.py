@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch.utils.data import Dataset
 
 from quantsr.data.degradations import to_float
 from quantsr.data.files import Skipped, Unusable, read_usable, warn_skipped
+from quantsr.enlarging import bicubic
 from quantsr.errors import UserError
 from quantsr.evaluation.outputs import as_saved, save_output, save_versions
 from quantsr.evaluation.report import Report, means, pictures, spread
@@ -23,12 +23,6 @@ from quantsr.metrics.temporal import estimate_flows, occluded_pixels, warping_er
 
 Model = Callable[[Tensor], Tensor]
 SHEET_ROWS, SHEET_CLIPS = 4, 2  # images or clips that are shown
-
-
-def bicubic(lq: Tensor, scale: int) -> Tensor:
-    """Bicubic upscaling of images ``(b, 3, h, w)`` or clips ``(b, t, 3, h, w)`` in [0, 1]."""
-    up = F.interpolate(lq.flatten(0, -4), scale_factor=scale, mode="bicubic", align_corners=False)
-    return up.clamp(0, 1).unflatten(0, lq.shape[:-3])
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from quantsr.color import COLOR_FIXES, fix_color
+from quantsr.enlarging import KERNELS, bicubic
 from quantsr.errors import UserError
 from quantsr.normalization import by_tiles
 from quantsr.teachers.base import Noisy, Teacher, dtype_of
@@ -53,6 +54,7 @@ class OneStepTeacher(Teacher):
             ones are those of a tile (per tensor) or of a token in it. Attention in the middle of the VAE, whose scale
             for the keys has a length (:class:`quantsr.quant.attention.PairScale`), meets tiles of one size however
             large the image is, if no side is shorter than a tile: calibrated on crops of that size it is not resampled.
+        bicubic: whose interpolation enlarges the input, ``torch`` or ``pillow``, see :func:`quantsr.enlarging.bicubic`.
 
     Attributes:
         tile_batch: tiles that go through a network at a time: memory of as many tiles, and nothing that a file keeps. A
@@ -60,7 +62,7 @@ class OneStepTeacher(Teacher):
             :func:`quantsr.upscaling.takes_batches`.
 
     Raises:
-        ValueError: a timestep that the schedule does not have, or an unknown colour correction.
+        ValueError: a timestep that the schedule does not have, an unknown colour correction or interpolation.
         UserError: another dtype, or a tile of another size.
     """
 
@@ -77,10 +79,13 @@ class OneStepTeacher(Teacher):
         scale: int = 4,
         dtype: str = "float32",
         tile: int = 512,
+        bicubic: str = "torch",
     ):
         super().__init__()
         if color_fix not in COLOR_FIXES:
             raise ValueError(f"color_fix must be one of {COLOR_FIXES}, not {color_fix!r}")
+        if bicubic not in KERNELS:
+            raise ValueError(f"bicubic must be one of {KERNELS}, not {bicubic!r}")
         schedule = dict(schedule or STABLE_DIFFUSION_SCHEDULE)
         self.config = {
             "vae": dict(vae),
@@ -91,6 +96,7 @@ class OneStepTeacher(Teacher):
             "color_fix": color_fix,
             "scale": scale,
             "dtype": dtype,
+            "bicubic": bicubic,
         }
         self.vae = AutoencoderKL(**vae)
         self.unet = UNet2DConditionModel(**unet)
@@ -164,7 +170,7 @@ class OneStepTeacher(Teacher):
 
     def upscale(self, lq: Tensor) -> Tensor:
         """Bicubic upscaling, ``(b, 3, h, w)`` to ``(b, 3, scale*h, scale*w)``, in [0, 1]."""
-        return F.interpolate(lq, scale_factor=self.scale, mode="bicubic", align_corners=False).clamp_(0, 1)
+        return bicubic(lq, self.scale, self.config["bicubic"])
 
     def embed(self, image: Tensor) -> Tensor:
         """An image in [0, 1] of any size to its latent: reflect-padded to ``size_multiple``, posterior mean, scaled.

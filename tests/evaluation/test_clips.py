@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from quantsr.data.video import iter_frames
-from quantsr.evaluation import as_saved, bicubic, measure, print_table, save_output
+from quantsr.enlarging import bicubic
+from quantsr.evaluation import as_saved, measure, print_table, save_output
 from quantsr.flow import flow_estimator
 from quantsr.metrics.choice import Metrics
 from quantsr.metrics.fidelity import psnr, psnr_y, ssim_y
@@ -14,11 +15,6 @@ from quantsr.metrics.temporal import estimate_flows, occluded_pixels, warping_er
 from tests.evaluation.samples import Clips, dark, nearest, without_gt
 
 FLOW = Metrics(flow=flow_estimator("dis"))
-
-
-def test_bicubic_of_a_clip_is_that_of_its_frames():
-    clips = torch.rand(2, 3, 3, 5, 7)
-    assert torch.equal(bicubic(clips, 4), torch.stack([bicubic(clip, 4) for clip in clips]))
 
 
 class TestClips:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from quantsr.enlarging import bicubic
 from quantsr.errors import UserError
-from quantsr.evaluation import as_saved, bicubic, measure, measure_outputs, print_table
+from quantsr.evaluation import as_saved, measure, measure_outputs, print_table
 from quantsr.flow import flow_estimator
 from quantsr.metrics.choice import NO_REFERENCE, Metrics
 from quantsr.metrics.fidelity import psnr, psnr_y, ssim_y

@@ -7,6 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch.testing import assert_close
 
+from quantsr.enlarging import KERNELS, bicubic
 from quantsr.errors import UserError
 from quantsr.quant.prepare import is_layer
 from quantsr.teachers.files import build_teacher
@@ -133,6 +134,16 @@ def test_random_teacher_starts_with_no_epsilon_and_depends_on_its_seed_alone(lq)
 def test_unknown_colour_correction_is_refused():
     with pytest.raises((UserError, ValueError), match="color_fix"):
         micro_teacher(color_fix="sepia")
+
+
+def test_unknown_interpolation_is_refused():
+    with pytest.raises(ValueError, match=r"bicubic must be one of .*torch.*pillow"):
+        micro_teacher(bicubic="lanczos")
+
+
+def test_the_input_is_enlarged_as_it_is_told(lq):
+    for kernel in KERNELS:
+        assert torch.equal(micro_teacher(bicubic=kernel).upscale(lq), bicubic(lq, 4, kernel))
 
 
 @pytest.mark.parametrize("timestep", [-1, 1000])

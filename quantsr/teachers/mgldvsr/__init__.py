@@ -16,6 +16,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from quantsr.color import COLOR_FIXES, fix_color
+from quantsr.enlarging import bicubic
 from quantsr.flow import FlowEstimator, flow_estimator
 from quantsr.teachers.base import Noisy, dtype_of
 from quantsr.teachers.mgldvsr.guidance import Motion, guide, motion
@@ -128,8 +129,7 @@ class MGLDVSRTeacher(NamedModules):
 
     def upscale(self, lq: Tensor) -> Tensor:
         """Bicubic upscaling, ``(b, t, 3, h, w)`` to ``(b, t, 3, scale*h, scale*w)``, in [0, 1]."""
-        up = F.interpolate(lq.flatten(0, 1), scale_factor=self.scale, mode="bicubic", align_corners=False)
-        return up.clamp(0, 1).unflatten(0, lq.shape[:2])
+        return bicubic(lq, self.scale)
 
     def _padded(self, clip: Tensor) -> Tensor:
         """All frames of clips, ``(b*t, 3, h, w)``, sides reflected up to ``size_multiple``, in [-1, 1]."""

@@ -51,7 +51,8 @@ def architecture(
         source, checkpoint, prompt_file, seed: where weights come from, which makes no difference here.
         config: arguments of :class:`OneStepTeacher`; networks of another size than :data:`STABLE_DIFFUSION`.
     """
-    return OneStepTeacher(**{**STABLE_DIFFUSION, **config})
+    # OSEDiff's and PassionSR's released code enlarges with Pillow.
+    return OneStepTeacher(**{**STABLE_DIFFUSION, "bicubic": "pillow", **config})
 
 
 def random_osediff(seed: int = 0, **config: Any) -> OneStepTeacher:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from quantsr.enlarging import bicubic
 from quantsr.errors import UserError
 from quantsr.teachers.osediff import load_osediff
 from tests.teachers.osediff.conftest import MICRO
@@ -46,6 +47,10 @@ def test_a_model_that_predicts_something_else_is_refused(tmp_path, folder, promp
     (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": predicts}))
     with nullcontext() if is_taken else pytest.raises(UserError, match=r"predicts v_prediction.*2-1-base"):
         load_osediff(copy, prompt_file=prompt_file, **MICRO)
+
+
+def test_the_input_is_enlarged_as_the_authors_do(folder, prompt_file, lq):
+    assert torch.equal(load_osediff(folder, prompt_file=prompt_file, **MICRO).upscale(lq), bicubic(lq, 4, "pillow"))
 
 
 def test_a_folder_of_pickles(tmp_path, folder, prompt_file, original, lq):
