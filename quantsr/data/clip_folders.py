@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quantsr.data.clip_frames import Frames
-from quantsr.data.files import Skipped, Unusable, check_side, natural_key, warn_skipped, written
-from quantsr.data.pairs import NamedPath
+from quantsr.data.files import NamedPath, Skipped, Unusable, check_side, named_once, natural_key, warn_skipped, written
 from quantsr.data.splits import split
 from quantsr.data.video import VIDEO_EXTENSIONS, open_frames
 from quantsr.errors import UserError
@@ -49,7 +48,7 @@ def list_clips(root: str | Path) -> list[NamedPath]:
             this kind, each named by what stands in the place of ``*``.
 
     Raises:
-        UserError: if the folder is missing or has neither.
+        UserError: if the folder is missing or has neither, or two have the same name.
     """
     root = Path(root)
     if ANY in root.parts:
@@ -67,7 +66,7 @@ def list_clips(root: str | Path) -> list[NamedPath]:
             f"{' '.join(VIDEO_EXTENSIONS)}."
         )
     # Of a folder, what is behind a dot belongs to the name.
-    return [(path.name if path.is_dir() else path.stem, path) for path in sorted(paths, key=natural_key)]
+    return named_once([(path.name if path.is_dir() else path.stem, path) for path in sorted(paths, key=natural_key)])
 
 
 def _list_inner_folders(pattern: Path) -> list[NamedPath]:

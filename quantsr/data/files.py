@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 NamedImage = tuple[str, Tensor]
+NamedPath = tuple[str, Path]
 Skipped = tuple[str, str]
 
 
@@ -98,6 +99,26 @@ def list_images(root: str | Path, pattern: str = "*") -> list[Path]:
             "not in subfolders."
         )
     return sorted(paths, key=natural_key)
+
+
+def list_named(root: str | Path, pattern: str = "*") -> list[NamedPath]:
+    """`list_images` with their stems, which name what is made of them.
+
+    Raises:
+        UserError: also if two have the same one.
+    """
+    return named_once([(path.stem, path) for path in list_images(root, pattern)])
+
+
+def named_once(named: list[NamedPath]) -> list[NamedPath]:
+    """The same files. Two of one name are refused with a UserError: the results of one would replace the other's."""
+    seen: dict[str, Path] = {}
+    for name, path in named:
+        other = seen.setdefault(name, path)
+        if other != path:
+            where = path.parent.absolute()
+            raise UserError(f"{other.name} and {path.name} in {where} have the same name: keep one.")
+    return named
 
 
 def read_usable(path: Path, minimum: int = 1) -> Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from quantsr.data.degradations import Degradation
-from quantsr.data.files import list_images, read_images
+from quantsr.data.files import list_named, read_images
 from quantsr.data.frames import LATENT_MULTIPLE, DegradedCrops, FramesDataModule
 from quantsr.data.splits import VALIDATION_SEED, split
 from quantsr.errors import UserError
@@ -56,10 +56,10 @@ class ImagesDataModule(FramesDataModule):
     def paths(self) -> tuple[list[Path], list[Path]]:
         """The calibration files and the validation files; no file is in both."""
         if self.validation_root is None and self.validation_pattern is None:
-            return split(list_images(self.root, self.pattern), self.validation_share)
-        validation = list_images(self.validation_root or self.root, self.validation_pattern or "*")
+            return split(_list(self.root, self.pattern), self.validation_share)
+        validation = _list(self.validation_root or self.root, self.validation_pattern or "*")
         held_out = {path.resolve() for path in validation}
-        calibration = [path for path in list_images(self.root, self.pattern) if path.resolve() not in held_out]
+        calibration = [path for path in _list(self.root, self.pattern) if path.resolve() not in held_out]
         return calibration, validation
 
     def load_calibration(self) -> Dataset:
@@ -77,3 +77,7 @@ class ImagesDataModule(FramesDataModule):
         images, skipped = read_images(paths, minimum=crop or LATENT_MULTIPLE * self.degradation.scale)
         self.skipped += skipped
         return DegradedCrops(images, crop, self.degradation, seed, random)
+
+
+def _list(root: Path, pattern: str) -> list[Path]:
+    return [path for _, path in list_named(root, pattern)]

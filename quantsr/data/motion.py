@@ -13,9 +13,8 @@ from quantsr.data.clip_degradations import ClipDegradation
 from quantsr.data.clip_folders import PARTS, ClipMatch, divide, list_clips, open_clips
 from quantsr.data.clips import ClipSegments, disjoint_segments
 from quantsr.data.degradations import to_float
-from quantsr.data.files import NamedImage, crop_for, list_images, read_images
+from quantsr.data.files import NamedImage, NamedPath, crop_for, list_named, read_images
 from quantsr.data.frames import FramesDataModule, matched_paths, turn
-from quantsr.data.pairs import NamedPath
 from quantsr.data.photos import packaged_photos
 from quantsr.data.splits import VALIDATION_SEED
 from quantsr.errors import UserError
@@ -170,7 +169,7 @@ class MotionDataModule(FramesDataModule):
 
     def _named(self, part: int) -> list[NamedImage] | list[NamedPath]:
         """The same, those of a folder not read yet."""
-        named = packaged_photos() if self.root is None else [(path.stem, path) for path in list_images(self.root)]
+        named = packaged_photos() if self.root is None else list_named(self.root)
         return divide(named, self.pattern, self.validation_pattern, self.validation_share)[part]
 
     def _real_clips(self) -> list[ClipMatch]:

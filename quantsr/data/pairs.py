@@ -15,11 +15,14 @@ from torch.utils.data import Dataset
 
 from quantsr.data.degradations import to_float
 from quantsr.data.files import (
+    NamedPath,
     Skipped,
     Unusable,
     check_ratio,
     check_side,
     list_images,
+    list_named,
+    named_once,
     natural_key,
     read_usable,
     warn_skipped,
@@ -29,7 +32,6 @@ from quantsr.data.splits import split
 from quantsr.errors import UserError
 
 ROLE_SUFFIX = re.compile(r"(_LR\d*|_HR|_LQ|_GT|x\d)$", re.IGNORECASE)
-NamedPath = tuple[str, Path]
 Match = tuple[str, Path, Path]
 Scene = tuple[str, Path, Path | None]
 Pair = tuple[str, Tensor, Tensor | None]
@@ -103,7 +105,7 @@ class PairsDataModule(FramesDataModule):
     def matches(self) -> tuple[list[Scene], list[Scene]]:
         """The calibration pairs and the validation pairs, not read yet."""
         if self.gt is None:
-            return split([(path.stem, path, None) for path in list_images(self.lq)], self.validation_share)
+            return split([(*named, None) for named in list_named(self.lq)], self.validation_share)
         matches, unmatched = match_paths(list_images(self.lq), list_images(self.gt))
         warn_skipped(unmatched)
         self.skipped += unmatched
@@ -208,7 +210,4 @@ def _grouped(paths: Sequence[NamedPath], shortened: Callable[[str], str]) -> dic
 
 
 def _only(paths: list[Path]) -> Path:
-    path, *others = paths
-    if others:
-        raise UserError(f"{path.name} and {others[0].name} in {path.parent.absolute()} have the same name: keep one.")
-    return path
+    return named_once([("", path) for path in paths])[0][1]

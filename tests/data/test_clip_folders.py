@@ -52,6 +52,12 @@ class TestListClips:
         with pytest.raises(UserError, match=r"No clip in .*: looked for a folder blur4 in each of its subfolders"):
             list_clips(tmp_path / "*" / "blur4")
 
+    def test_a_folder_and_a_video_of_one_name_are_refused(self, tmp_path, save_clip):
+        save_clip(tmp_path / "walk", 1)
+        (tmp_path / "walk.mp4").touch()
+        with pytest.raises(UserError, match=r"walk and walk\.mp4 in .* have the same name: keep one"):
+            list_clips(tmp_path)
+
     def test_missing_folder(self, tmp_path):
         with pytest.raises(UserError, match=r"No folder of clips at .*nowhere"):
             list_clips(tmp_path / "nowhere")

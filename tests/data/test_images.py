@@ -50,6 +50,13 @@ def test_whole_folder_can_be_measured(folder):
     assert len(module.validation()) == 8
 
 
+@pytest.mark.parametrize("options", [{}, {"validation_pattern": "test_*"}], ids=["share", "pattern"])
+def test_two_images_of_one_name_are_refused(folder, save_image, options):
+    save_image(folder / "test_6.bmp")
+    with pytest.raises(UserError, match=r"test_6\.bmp and test_6\.png in .* have the same name: keep one"):
+        ImagesDataModule(folder, **options).setup("fit")
+
+
 def test_nothing_left_to_calibrate_is_said(folder):
     with pytest.raises(UserError, match="left for calibration: change validation_share"):
         ImagesDataModule(folder, validation_share=1).setup("fit")

@@ -138,6 +138,9 @@ class TestPairsDataModule:
         assert len(whole.calibration()) == 6 and whole.skipped == [("small", reason)]
         with pytest.raises(UserError, match=r"No image of .*lq is left for calibration"):
             PairsDataModule(folders[0], None, validation_share=1).calibration()
+        save_image(folders[0] / "small.bmp")
+        with pytest.raises(UserError, match=r"small\.bmp and small\.png in .* have the same name: keep one"):
+            PairsDataModule(folders[0], None).setup("fit")
 
     def test_realsr(self, shared_data):
         module = PairsDataModule(shared_data / "realsr" / "LR", shared_data / "realsr" / "HR", validation_share=1)
