@@ -85,9 +85,12 @@ def one_sentence() -> Iterator[None]:
             raise
         sys.exit(_say(f"cannot use {error.filename}: {error.strerror}"))
     except ValueError as error:
-        if not str(error).startswith("Config group override"):  # Hydra's own, of no class of its own.
-            raise
-        sys.exit(_say("groups such as bits= take the name of an option (see --help), not a number or null"))
+        # Hydra's own, of no class of its own.
+        if str(error).startswith("Config group override"):
+            sys.exit(_say("groups such as bits= take the name of an option (see --help), not a number or null"))
+        if str(error).startswith("Only one of --run, --multirun"):
+            sys.exit(_say(error))
+        raise
 
 
 def _say(error: object) -> int:

@@ -39,6 +39,7 @@ CASES = {
     "unknown bits": (["bits=w9a9"], ["w9a9", "w4a4"]),
     "number for a group": (["bits=4"], ["take the name of an option"]),
     "null for a group": (["teacher=null"], ["take the name of an option"]),
+    "two modes of Hydra": (["-m", "--cfg", "job"], ["Only one of --run, --multirun, --cfg"]),
     "impossible bits": (["bits.weight=9"], ["bits.weight must be", "from 2 to 8, not 9"]),
     "unknown method": (["method=magic"], ["magic", "passionsr"]),
     "unknown key": (["method.stepz=3"], ["there is no key method.stepz: see --help"]),
